@@ -1,0 +1,2 @@
+//! The `we-agent` program.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Integration tests: one binary, real sockets, real TLS.
+mod generated;
