@@ -1,1 +1,8 @@
 //! we-agent
+
+mod proto;
+pub mod spiffe;
+pub mod status;
+pub mod system;
+pub mod time;
+pub mod workload;

@@ -22,6 +22,7 @@ fn fresh(dir: &Path, server: bool) -> Result<(), Box<dyn Error>> {
         .build_server(server)
         .build_transport(false)
         .out_dir(out.path())
+        .include_file("mod.rs")
         .compile_fds(protox::compile(&protos, [dir])?)?;
     let committed = dir.join("gen");
     if std::env::var_os("WE_AGENT_REGENERATE").is_some() {

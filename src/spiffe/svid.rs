@@ -1,0 +1,285 @@
+//! X.509-SVIDs and the roots they chain to (SPIFFE X.509-SVID standard; Istio's answer format).
+
+use super::{KeyError, PrivateKey, SpiffeId};
+use rustls::pki_types::{CertificateDer, UnixTime, pem::PemObject};
+use std::{
+    collections::BTreeSet,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
+
+/// Why a file or an answer holds no usable roots.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BundleError {
+    /// No block of the text is a certificate.
+    #[error("no certificate in it (expected PEM blocks that begin with -----BEGIN CERTIFICATE-----)")]
+    Empty,
+    /// Every certificate in it is broken or no certificate authority.
+    #[error("none of its {0} certificates can be a trust anchor")]
+    NoAnchor(usize),
+}
+
+/// Trust anchors, a set: order and repetition do not matter, and it is never empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct X509Bundle {
+    roots: BTreeSet<Vec<u8>>,
+}
+
+impl X509Bundle {
+    /// Reads PEM. Blocks that are no certificates are passed over, and so are certificates that can be no trust
+    /// anchor, as long as one can.
+    ///
+    /// # Errors
+    /// When nothing usable is in it.
+    pub fn from_pem(pem: &str) -> Result<Self, BundleError> {
+        let all: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).collect();
+        let roots: BTreeSet<_> =
+            all.iter().filter(|der| anchor_from_trusted_cert(der).is_ok()).map(|der| der.to_vec()).collect();
+        match (all.len(), roots.is_empty()) {
+            (0, _) => Err(BundleError::Empty),
+            (n, true) => Err(BundleError::NoAnchor(n)),
+            _ => Ok(Self { roots }),
+        }
+    }
+
+    /// The roots of both.
+    #[must_use]
+    pub fn union(&self, other: &Self) -> Self {
+        Self { roots: self.roots.union(&other.roots).cloned().collect() }
+    }
+
+    /// DER of each root, in a fixed order.
+    pub fn roots(&self) -> impl Iterator<Item = CertificateDer<'_>> {
+        self.roots.iter().map(|der| CertificateDer::from(der.as_slice()))
+    }
+
+    /// PEM of all roots, each block ending in a line feed.
+    pub fn pem(&self) -> String {
+        self.roots.iter().map(|der| pem_block(der)).collect()
+    }
+}
+
+fn pem_block(der: &[u8]) -> String {
+    let unix = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
+    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), unix)
+}
+
+/// Why an answer of the certificate authority is not accepted, or a stored SVID not used.
+#[derive(Debug, thiserror::Error)]
+pub enum SvidError {
+    /// Fewer than two elements: istiod sends the leaf first and its root bundle last.
+    #[error("the answer has {0} chain element(s); a leaf and at least a root bundle are needed")]
+    ShortChain(usize),
+    /// An element is no PEM certificate.
+    #[error("the certificate chain cannot be read: {0}")]
+    Unreadable(String),
+    /// The last element holds no root.
+    #[error("root bundle: {0}")]
+    Roots(#[from] BundleError),
+    /// The leaf is for another key.
+    #[error("the certificate is not for our key")]
+    WrongKey,
+    /// The leaf names somebody else, nobody, or more than one.
+    #[error("the certificate names [{got}], not exactly {expected}")]
+    WrongIdentity {
+        /// What was asked for.
+        expected: SpiffeId,
+        /// Every URI in the certificate.
+        got: String,
+    },
+    /// The leaf may sign certificates (forbidden by the X.509-SVID standard, section 4.1).
+    #[error("the certificate is a certificate authority")]
+    Authority,
+    /// No path to the roots, wrong usage, or outside its validity.
+    #[error("the certificate does not verify: {0}")]
+    Chain(webpki::Error),
+    /// The leaf is not valid on our clock.
+    #[error("the certificate is valid from {} to {}, but it is {} here: check the clocks",
+        humantime::format_rfc3339_seconds(*.not_before), humantime::format_rfc3339_seconds(*.not_after), humantime::format_rfc3339_seconds(*.now))]
+    Validity {
+        /// Start of validity.
+        not_before: SystemTime,
+        /// End of validity.
+        not_after: SystemTime,
+        /// Our wall clock.
+        now: SystemTime,
+    },
+    /// The key cannot be read.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+}
+
+/// A certificate with its key: leaf and intermediates, without the root. It was verified when it was made.
+#[derive(Debug)]
+pub struct X509Svid {
+    id: SpiffeId,
+    key: PrivateKey,
+    chain: Vec<CertificateDer<'static>>,
+    serial: String,
+    not_before: SystemTime,
+    not_after: SystemTime,
+}
+
+impl X509Svid {
+    /// The only door. Checks that the leaf is for `key`, names exactly `id`, is no authority, chains to `roots` for
+    /// client and server use, and is valid at `now`.
+    ///
+    /// # Errors
+    /// The first of these that does not hold.
+    pub fn new(
+        id: &SpiffeId,
+        key: PrivateKey,
+        chain: Vec<CertificateDer<'static>>,
+        roots: &X509Bundle,
+        now: SystemTime,
+    ) -> Result<Self, SvidError> {
+        let Some((leaf, intermediates)) = chain.split_first() else { return Err(SvidError::ShortChain(0)) };
+        let (_, cert) = X509Certificate::from_der(leaf).map_err(|e| SvidError::Unreadable(e.to_string()))?;
+        if cert.public_key().raw != key.public() {
+            return Err(SvidError::WrongKey);
+        }
+        let uris = uris(&cert);
+        if uris != [id.as_str()] {
+            return Err(SvidError::WrongIdentity { expected: id.clone(), got: uris.join(", ") });
+        }
+        if cert.is_ca() {
+            return Err(SvidError::Authority);
+        }
+        let (not_before, not_after) = (wall(cert.validity().not_before), wall(cert.validity().not_after));
+        if now < not_before || now >= not_after {
+            return Err(SvidError::Validity { not_before, not_after, now });
+        }
+        verify(leaf, intermediates, roots, now).map_err(SvidError::Chain)?;
+        let serial = cert.raw_serial_as_string().replace(':', "");
+        Ok(Self { id: id.clone(), key, serial, not_before, not_after, chain })
+    }
+
+    /// Who it is.
+    pub fn id(&self) -> &SpiffeId {
+        &self.id
+    }
+
+    /// The private key.
+    pub fn key(&self) -> &PrivateKey {
+        &self.key
+    }
+
+    /// Leaf first, then the intermediates.
+    pub fn chain(&self) -> &[CertificateDer<'static>] {
+        &self.chain
+    }
+
+    /// The chain as PEM, leaf first.
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(|der| pem_block(der)).collect()
+    }
+
+    /// The leaf's serial number in lower-case hexadecimal.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    /// Start of validity (istiod sets it two minutes before it signs).
+    pub fn not_before(&self) -> SystemTime {
+        self.not_before
+    }
+
+    /// End of validity.
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Whether the certificate can still be used at `now`.
+    pub fn is_valid(&self, now: SystemTime) -> bool {
+        now < self.not_after
+    }
+}
+
+/// An SVID with the roots it came with: what consumers are given, always as one.
+#[derive(Debug)]
+pub struct X509Context {
+    /// Certificate and key.
+    pub svid: X509Svid,
+    /// The mesh's roots, as the certificate authority sent them.
+    pub bundle: X509Bundle,
+    /// When the answer was received, on our clock. Rotation is planned from here: `NotBefore` is backdated.
+    pub received: SystemTime,
+}
+
+impl X509Context {
+    /// Reads an answer of `CreateCertificate`: leaf, intermediates (each its own element, or several in one, as istiod
+    /// up to 1.25 sent them), root bundle. Roots that are repeated among the intermediates are left out of the chain.
+    ///
+    /// # Errors
+    /// When the answer is incomplete or the certificate does not pass [`X509Svid::new`].
+    pub fn from_answer(
+        id: &SpiffeId,
+        key: PrivateKey,
+        elements: &[String],
+        now: SystemTime,
+    ) -> Result<Arc<Self>, SvidError> {
+        let [chain @ .., roots] = elements else { return Err(SvidError::ShortChain(0)) };
+        if chain.is_empty() {
+            return Err(SvidError::ShortChain(1));
+        }
+        Self::from_pem(id, key, &chain.join("\n"), roots, now, now)
+    }
+
+    /// Puts a stored SVID together again, with all checks, at `now`.
+    ///
+    /// # Errors
+    /// As [`X509Context::from_answer`].
+    pub fn from_pem(
+        id: &SpiffeId,
+        key: PrivateKey,
+        chain: &str,
+        roots: &str,
+        received: SystemTime,
+        now: SystemTime,
+    ) -> Result<Arc<Self>, SvidError> {
+        let bundle = X509Bundle::from_pem(roots)?;
+        let chain = CertificateDer::pem_slice_iter(chain.as_bytes())
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(|e| SvidError::Unreadable(e.to_string()))?
+            .into_iter()
+            .filter(|der| !bundle.roots.contains(der.as_ref()))
+            .collect();
+        let svid = X509Svid::new(id, key, chain, &bundle, now)?;
+        Ok(Arc::new(Self { svid, bundle, received }))
+    }
+}
+
+/// Every URI among the subject alternative names.
+fn uris<'a>(cert: &'a X509Certificate<'_>) -> Vec<&'a str> {
+    let names = cert.extensions().iter().filter_map(|e| match e.parsed_extension() {
+        ParsedExtension::SubjectAlternativeName(san) => Some(&san.general_names),
+        _ => None,
+    });
+    names.flatten().filter_map(|n| if let GeneralName::URI(uri) = n { Some(*uri) } else { None }).collect()
+}
+
+fn wall(time: x509_parser::time::ASN1Time) -> SystemTime {
+    let seconds = time.timestamp();
+    let distance = Duration::from_secs(seconds.unsigned_abs());
+    let moved = if seconds < 0 { SystemTime::UNIX_EPOCH.checked_sub(distance) } else { SystemTime::UNIX_EPOCH.checked_add(distance) };
+    moved.unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn verify(
+    leaf: &CertificateDer<'_>,
+    intermediates: &[CertificateDer<'_>],
+    roots: &X509Bundle,
+    now: SystemTime,
+) -> Result<(), webpki::Error> {
+    let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let roots: Vec<_> = roots.roots().collect();
+    let anchors: Vec<_> = roots.iter().filter_map(|der| anchor_from_trusted_cert(der).ok()).collect();
+    let leaf = EndEntityCert::try_from(leaf)?;
+    for usage in [KeyUsage::client_auth(), KeyUsage::server_auth()] {
+        let time = UnixTime::since_unix_epoch(since);
+        leaf.verify_for_usage(ALL_VERIFICATION_ALGS, &anchors, intermediates, time, usage, None, None)?;
+    }
+    Ok(())
+}

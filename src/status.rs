@@ -1,0 +1,180 @@
+//! The vocabulary of facts, and [`Status`]: all of them, read at once.
+//!
+//! Each fact has one writer (see the crate's picture) and lives in a `tokio::sync::watch`; everyone else reads. The
+//! words of the states are the same in JSON, metrics and journal.
+
+use crate::spiffe::X509Context;
+use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use tokio::sync::watch;
+
+/// Something that goes wrong at present: since when, a stable word for metrics, and one line with cause and fix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// When this kind of trouble began.
+    pub since: SystemTime,
+    /// A stable word for metrics and for telling a repetition from news.
+    pub kind: &'static str,
+    /// One line that names the cause and the fix. Never holds a secret.
+    pub cause: String,
+}
+
+/// The identity fact; its only writer is the identity loop.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// The newest verified SVID. It may have expired: readers ask [`crate::spiffe::X509Svid::is_valid`].
+    pub current: Option<Arc<X509Context>>,
+    /// The one before it, kept while it is valid, in case the control plane refuses the newest.
+    pub previous: Option<Arc<X509Context>>,
+    /// When the next renewal is due.
+    pub renew_at: Option<SystemTime>,
+    /// Why the last request for a certificate failed; none after a success.
+    pub trouble: Option<Trouble>,
+    /// Neither certificate nor token is accepted any more: only a new token file helps.
+    pub credentials_dead: bool,
+}
+
+impl Identity {
+    /// The newest SVID, if it is valid at `now`.
+    pub fn valid(&self, now: SystemTime) -> Option<&Arc<X509Context>> {
+        self.current.as_ref().filter(|context| context.svid.is_valid(now))
+    }
+}
+
+/// The registration fact; its only writer is the session loop.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Registration {
+    /// Nothing was asked: just started, told to leave, or the bundle names no WorkloadGroup.
+    #[default]
+    Absent,
+    /// Asked, no answer yet.
+    Asked {
+        /// `namespace/name` of the WorkloadEntry.
+        entry: String,
+        /// Since when the answer is awaited.
+        since: SystemTime,
+    },
+    /// The control plane has answered, and the session lives.
+    Registered {
+        /// `namespace/name` of the WorkloadEntry.
+        entry: String,
+        /// When this entry was first acknowledged without a gap since.
+        since: SystemTime,
+        /// What is wrong although the session lives, say a new certificate that is refused.
+        trouble: Option<Trouble>,
+    },
+    /// The session ended or could not be opened; it is being resumed.
+    Lost {
+        /// `namespace/name` of the WorkloadEntry.
+        entry: String,
+        /// Since when, and why.
+        trouble: Trouble,
+    },
+    /// Refused in a way that will not change by itself; asked again rarely, and at once when a local file changes.
+    Parked {
+        /// `namespace/name` of the WorkloadEntry.
+        entry: String,
+        /// Since when, and why.
+        trouble: Trouble,
+    },
+}
+
+/// Whether the mesh sends anybody to us; written by the session loop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Membership {
+    /// Not looked yet, turned off, or it could not be found out.
+    Unknown {
+        /// Why it is not known.
+        cause: &'static str,
+    },
+    /// No Service or ServiceEntry selects this workload.
+    NotSelected,
+    /// Selected, and the mesh lists our address as an endpoint of at least one of the services.
+    Listed(Selection),
+    /// Selected, but not listed at present (unhealthy, or no healthy report yet).
+    Withheld(Selection),
+}
+
+impl Default for Membership {
+    fn default() -> Self {
+        Self::Unknown { cause: "not looked yet" }
+    }
+}
+
+/// What selects us, and how the mesh will speak to us.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// `host:port` of each service that selects us, sorted.
+    pub services: Vec<String>,
+    /// The ports on this host that the mesh was told, sorted; empty while none is listed.
+    pub ports: Vec<u16>,
+    /// Whether pods will speak mutual TLS to those ports (`tlsMode: istio`); none while not listed.
+    pub tls: Option<bool>,
+    /// Set when the mesh will speak TLS to a port that answers no TLS handshake: says so, and the remedies.
+    pub mismatch: Option<String>,
+}
+
+/// The verdict on the application; its only writer is the health loop.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Health {
+    /// No verdict yet, or no probe is configured. Never reported.
+    #[default]
+    Unknown,
+    /// The probe succeeds.
+    Healthy,
+    /// The probe fails.
+    Unhealthy {
+        /// The probe's own text.
+        message: String,
+    },
+    /// The probe cannot run until a person decides; never reported, so the entry is no endpoint.
+    Parked {
+        /// Why, and what to do.
+        cause: String,
+    },
+}
+
+/// What one publisher has put out; written by that publisher.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Publication {
+    /// Serial of the SVID that consumers see.
+    pub serial: Option<String>,
+    /// Why the newest is not out; none when it is.
+    pub trouble: Option<Trouble>,
+}
+
+/// One address that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The address.
+    pub ip: IpAddr,
+    /// Why it was taken, or was not.
+    pub reason: String,
+}
+
+/// The addresses of this host as the mesh shall know them; written by the address loop.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Addresses {
+    /// The one that names the WorkloadEntry; none while no usable address is there.
+    pub primary: Option<IpAddr>,
+    /// All usable ones, the primary first.
+    pub all: Vec<IpAddr>,
+    /// Everything that was looked at, and the reasons.
+    pub candidates: Vec<Candidate>,
+}
+
+/// The reading ends of one workload's facts.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Written by the identity loop.
+    pub identity: watch::Receiver<Identity>,
+    /// Written by the session loop.
+    pub registration: watch::Receiver<Registration>,
+    /// Written by the session loop.
+    pub membership: watch::Receiver<Membership>,
+    /// Written by the health loop.
+    pub health: watch::Receiver<Health>,
+    /// Written by the address loop.
+    pub addresses: watch::Receiver<Addresses>,
+    /// One per publisher: its name and what it has put out.
+    pub publications: Vec<(&'static str, watch::Receiver<Publication>)>,
+}
