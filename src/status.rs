@@ -3,7 +3,7 @@
 //! Each fact has one writer (see the crate's picture) and lives in a `tokio::sync::watch`; everyone else reads. The
 //! words of the states are the same in JSON, metrics and journal.
 
-use crate::spiffe::X509Context;
+use crate::spiffe::{X509Bundle, X509Context};
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
 
@@ -29,6 +29,8 @@ pub struct Identity {
     pub renew_at: Option<SystemTime>,
     /// Why the last request for a certificate failed; none after a success.
     pub trouble: Option<Trouble>,
+    /// The operator's root file as it was when `current` was issued; a file that differs beats the CA's roots.
+    pub anchors: Option<X509Bundle>,
     /// Neither certificate nor token is accepted any more: only a new token file helps.
     pub credentials_dead: bool,
 }

@@ -1,0 +1,52 @@
+//! What we ask of a control plane, two verbs: have a certificate request signed, and hold a session that keeps the
+//! workload registered.
+//!
+//! A session is a future: while it runs the workload is registered, or has asked; when it returns it is not. A
+//! connection carries the roots, token and client certificate of its dial; when one of them changes, the next dial
+//! reads it.
+
+mod credential;
+mod error;
+mod istiod;
+mod link;
+mod tap;
+mod tls;
+
+pub use credential::Credential;
+pub use error::{Disposition, Error};
+pub use istiod::{Istiod, MembershipSettings, Xds};
+
+use crate::{
+    spiffe::Csr,
+    status::{Addresses, Health, Membership, Registration},
+};
+use std::{future::Future, time::Duration};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// A control plane.
+pub trait ControlPlane: Send + Sync + 'static {
+    /// Has a request signed for `ttl`; the answer is the certificate chain as PEM elements, leaf first, root bundle last.
+    fn sign(&self, csr: &Csr, ttl: Duration) -> impl Future<Output = Result<Vec<String>, Error>> + Send;
+
+    /// Asks for the registration and holds it while this future runs. `Ok` when told to stop, `Err` when it was lost or
+    /// refused.
+    fn session(&self, post: &mut Post) -> impl Future<Output = Result<(), Error>> + Send;
+}
+
+/// The ends of the wires that a session holds.
+#[derive(Debug)]
+pub struct Post {
+    /// The verdict to report.
+    pub health: watch::Receiver<Health>,
+    /// The addresses to register.
+    pub addresses: watch::Receiver<Addresses>,
+    /// The fact that a session tells.
+    pub registration: watch::Sender<Registration>,
+    /// The other fact that a session tells.
+    pub membership: watch::Sender<Membership>,
+    /// Cancelled when the session shall end in order.
+    pub stop: CancellationToken,
+    /// Whether the workload shall be taken out of service before the session ends: the machine itself goes down.
+    pub leaving: watch::Receiver<bool>,
+}

@@ -1,0 +1,96 @@
+//! The credential ladder: what may be presented at a dial, best first, each read anew.
+
+use crate::{
+    spiffe::{X509Bundle, X509Context},
+    status::Identity,
+};
+use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use super::Error;
+
+/// One rung of the ladder.
+#[derive(Debug, Clone)]
+pub(crate) enum Rung {
+    /// An SVID of ours, presented in the TLS handshake.
+    Pair(Arc<X509Context>),
+    /// The token of the bundle, sent with each call.
+    Token,
+}
+
+impl Rung {
+    /// Whether both mean the same credential.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Pair(a), Self::Pair(b)) => a.svid.serial() == b.svid.serial(),
+            (Self::Token, Self::Token) => true,
+            _ => false,
+        }
+    }
+
+    /// For messages: what was presented.
+    pub(crate) fn describe(&self) -> String {
+        match self {
+            Self::Pair(context) => format!("our certificate {}", context.svid.serial()),
+            Self::Token => "a connection without client certificate".to_owned(),
+        }
+    }
+}
+
+/// Where the credentials of a workload are.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    /// The token file; it may be absent.
+    pub token: PathBuf,
+    /// The operator's root files for control plane and CA: the bundle's `root-cert.pem`, or what it names instead.
+    pub roots: PathBuf,
+    /// The identity fact.
+    pub identity: watch::Receiver<Identity>,
+}
+
+impl Credential {
+    /// The rungs that are good at `now`: the present pair, the previous one while it is unexpired, the token. The token
+    /// is always the last resort, also when it looks expired: our clock may be the one that is wrong.
+    pub(crate) fn rungs(&self, now: SystemTime) -> Vec<Rung> {
+        let identity = self.identity.borrow();
+        let pairs = [&identity.current, &identity.previous];
+        let pairs = pairs.into_iter().flatten().filter(|context| context.svid.is_valid(now));
+        pairs.map(|context| Rung::Pair(context.clone())).chain([Rung::Token]).collect()
+    }
+
+    /// The token as an `authorization` value, if there is one.
+    pub(crate) fn bearer(&self) -> Option<Zeroizing<String>> {
+        let token = Zeroizing::new(fs::read_to_string(&self.token).ok()?);
+        let token = token.trim();
+        (!token.is_empty()).then(|| Zeroizing::new(format!("Bearer {token}")))
+    }
+
+    /// The roots to trust at a dial: the operator's file, and what the CA sent since then. A file that was replaced
+    /// after the CA's roots were received stands alone: the operator knows better than a cache.
+    ///
+    /// # Errors
+    /// When the file is missing or holds no root.
+    pub(crate) fn trusted(&self) -> Result<X509Bundle, Error> {
+        let file = read_roots(&self.roots)?;
+        let identity = self.identity.borrow();
+        Ok(match &identity.current {
+            Some(context) if identity.anchors.as_ref() == Some(&file) => file.union(&context.bundle),
+            _ => file,
+        })
+    }
+
+    /// The operator's roots alone.
+    ///
+    /// # Errors
+    /// As [`Credential::trusted`].
+    pub fn anchors(&self) -> Result<X509Bundle, Error> {
+        read_roots(&self.roots)
+    }
+}
+
+fn read_roots(file: &PathBuf) -> Result<X509Bundle, Error> {
+    let error = |cause: String| Error::Roots { file: file.display().to_string(), cause };
+    let pem = fs::read(file).map_err(|e| error(e.to_string()))?;
+    X509Bundle::from_pem(&String::from_utf8_lossy(&pem)).map_err(|e| error(e.to_string()))
+}

@@ -1,0 +1,179 @@
+//! istiod: its certificate service and its discovery service, on one connection where address and credential allow.
+
+mod ads;
+mod ca;
+mod membership;
+mod refusal;
+mod session;
+
+use super::{
+    ControlPlane, Credential, Error, Post,
+    credential::Rung,
+    link::{Link, Target, text},
+};
+use crate::{
+    spiffe::Csr,
+    system::Resolver,
+    time::Clock,
+    workload::{Authority, Workload},
+};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
+use tokio::sync::Mutex;
+use tonic::{Request, Status, metadata::MetadataValue};
+
+/// The two encodings of the discovery protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Xds {
+    /// Incremental, what Envoy in Istio uses since 1.22.
+    #[default]
+    Delta,
+    /// State of the world.
+    Sotw,
+}
+
+/// How the mesh is asked whether it lists us.
+#[derive(Debug, Clone, Copy)]
+pub struct MembershipSettings {
+    /// Bound on an answer, in bytes; beyond it membership stays unknown.
+    pub max_bytes: usize,
+}
+
+/// istiod, for one workload.
+#[derive(Debug)]
+pub struct Istiod {
+    workload: Arc<Workload>,
+    credential: Credential,
+    resolver: Resolver,
+    xds: Xds,
+    /// None turns membership off.
+    membership: Option<MembershipSettings>,
+    clock: Clock,
+    /// Connections that somebody still holds. The lock is kept during a dial, so that two callers share it; a dial is
+    /// bounded.
+    links: Mutex<Vec<Weak<Link>>>,
+}
+
+/// What a climb of the ladder has reached.
+struct Reached<T> {
+    value: T,
+    /// Why better rungs were passed over; none when the first one held.
+    refused: Option<Error>,
+}
+
+impl Istiod {
+    /// The control plane of `workload`. Nothing is dialled yet.
+    pub fn new(
+        workload: Arc<Workload>,
+        credential: Credential,
+        resolver: Resolver,
+        xds: Xds,
+        membership: Option<MembershipSettings>,
+        clock: Clock,
+    ) -> Self {
+        Self { workload, credential, resolver, xds, membership, clock, links: Mutex::default() }
+    }
+
+    /// A connection to `authority` on `rung`: one that is open already, unless a `fresh` one is asked for.
+    async fn link(&self, authority: &Authority, rung: &Rung, fresh: bool) -> Result<Arc<Link>, Error> {
+        let mut links = self.links.lock().await;
+        links.retain(|link| link.strong_count() > 0);
+        let usable = |link: &Arc<Link>| link.is_open() && link.target == *authority && link.rung.same(rung);
+        if let Some(link) = links.iter().filter_map(Weak::upgrade).find(usable).filter(|_| !fresh) {
+            return Ok(link);
+        }
+        let target = Target { authority: authority.clone(), server_name: self.workload.server_name(authority) };
+        let link = Link::dial(&target, rung.clone(), &self.credential.trusted()?, &self.resolver).await?;
+        tracing::debug!(peer = %link.peer, credential = %rung.describe(), "connected");
+        links.push(Arc::downgrade(&link));
+        Ok(link)
+    }
+
+    /// Makes `call` on the best credential that is accepted: steps down when a connection breaks before the first
+    /// answer or the answer is about the credential, and stops at any other error.
+    async fn climb<T>(
+        &self,
+        authority: &Authority,
+        rungs: Vec<Rung>,
+        fresh: bool,
+        call: impl AsyncFn(Arc<Link>) -> Result<T, Error>,
+    ) -> Result<Reached<T>, Error> {
+        let mut refused: Option<Error> = None;
+        for rung in rungs {
+            let answer = match self.link(authority, &rung, fresh).await {
+                Ok(link) => call(link).await,
+                Err(error) => Err(error),
+            };
+            match answer {
+                Ok(value) => return Ok(Reached { value, refused }),
+                Err(error) if error.is_about_credential() => {
+                    tracing::debug!(cause = %error, credential = %rung.describe(), "credential not accepted");
+                    refused = Some(self.weigh(refused, error, &rung));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused.unwrap_or_else(|| Error::Dead("neither certificate nor token".to_owned())))
+    }
+
+    /// Which of two refusals is told: the first, as it is about the better credential, unless everything is dead.
+    fn weigh(&self, first: Option<Error>, error: Error, rung: &Rung) -> Error {
+        match (first, rung) {
+            (None, Rung::Token) => match self.credential.token_is_dead(self.clock.now()) {
+                Some(why) => Error::Dead(why),
+                None => error,
+            },
+            (first, _) => first.unwrap_or(error),
+        }
+    }
+
+    /// A request with the headers istiod looks at: the cluster, and on the token's rung the token, read anew.
+    fn request<M>(&self, message: M, link: &Link) -> Result<Request<M>, Error> {
+        let mut request = Request::new(message);
+        let headers = request.metadata_mut();
+        let cluster = &self.workload.cluster_id;
+        let value = MetadataValue::try_from(cluster)
+            .map_err(|_| Error::Invalid(format!("cluster id {cluster:?} cannot be sent as a header")))?;
+        headers.insert("clusterid", value);
+        if let Rung::Token = link.rung {
+            if let Some(bearer) = self.credential.bearer() {
+                let mut value = MetadataValue::try_from(bearer.as_str()).map_err(|_| self.unreadable_token())?;
+                value.set_sensitive(true);
+                headers.insert("authorization", value);
+            }
+        }
+        Ok(request)
+    }
+
+    fn unreadable_token(&self) -> Error {
+        Error::Invalid(format!("{}: not a token (it has characters that no header can carry)", self.credential.token.display()))
+    }
+
+    /// An error of a call: istiod's own answer, or a connection that broke.
+    async fn failure(&self, call: &'static str, link: &Link, status: Status) -> Error {
+        match std::error::Error::source(&status) {
+            None => refusal::classify(call, status.code(), status.message()),
+            Some(source) => {
+                let cause = link.end().await.unwrap_or_else(|| text(source));
+                Error::Dropped { address: link.target.to_string(), credential: link.rung.describe(), cause }
+            }
+        }
+    }
+}
+
+/// The URI that the generated stubs put before their paths; istiod does not look at it.
+fn origin(authority: &Authority) -> http::Uri {
+    http::Uri::builder().scheme("https").authority(authority.to_string()).path_and_query("/").build().unwrap_or_default()
+}
+
+impl ControlPlane for Istiod {
+    async fn sign(&self, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
+        ca::sign(self, csr, ttl).await
+    }
+
+    async fn session(&self, post: &mut Post) -> Result<(), Error> {
+        session::hold(self, post).await
+    }
+}

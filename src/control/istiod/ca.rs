@@ -1,0 +1,71 @@
+//! `CreateCertificate`, in rounds.
+
+use super::{Istiod, origin};
+use crate::{
+    control::{Error, link::Link},
+    proto::istio::v1::auth::{
+        IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
+    },
+    spiffe::Csr,
+    time::between,
+};
+use prost_types::{Struct, Value, value::Kind};
+use std::{sync::Arc, time::Duration};
+use tokio::time::{sleep, timeout};
+
+const CALL: &str = "CreateCertificate";
+/// Bound on one call: the CA answers in milliseconds or is in trouble.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// A chain with a few hundred roots; more is no answer of a CA.
+const MAX_ANSWER: usize = 1 << 20;
+/// Waits between the attempts of a round, each ±10 %: Istio's agent has the same.
+const WAITS: [Duration; 4] =
+    [Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(800)];
+
+/// One round: up to five attempts with the same request, only after errors that a moment may mend.
+pub(super) async fn sign(istiod: &Istiod, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
+    let authority = &istiod.workload.ca;
+    for wait in WAITS {
+        let rungs = istiod.credential.rungs(istiod.clock.now());
+        match istiod.climb(authority, rungs, false, async |link| create(istiod, &link, csr, ttl).await).await {
+            Ok(reached) => return Ok(reached.value),
+            Err(error) if is_passing(&error) => {
+                tracing::debug!(cause = %error, "certificate request failed, trying again in this round");
+                sleep(between(wait.mul_f64(0.9), wait.mul_f64(1.1))).await;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    let rungs = istiod.credential.rungs(istiod.clock.now());
+    let reached = istiod.climb(authority, rungs, false, async |link| create(istiod, &link, csr, ttl).await).await?;
+    Ok(reached.value)
+}
+
+/// ResourceExhausted, Aborted, Internal, Unavailable, or nobody there: what Istio's agent retries in effect.
+fn is_passing(error: &Error) -> bool {
+    match error {
+        Error::Refused { code, disposition, .. } => {
+            *disposition == crate::control::Disposition::Retry && [8, 10, 13, 14].contains(code)
+        }
+        Error::Connect { .. } => true,
+        _ => false,
+    }
+}
+
+async fn create(istiod: &Istiod, link: &Arc<Link>, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
+    // Istio's agent always sends the key; an empty signer is the built-in one.
+    let signer = Value { kind: Some(Kind::StringValue(String::new())) };
+    let message = IstioCertificateRequest {
+        csr: csr.pem().to_owned(),
+        validity_duration: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
+        metadata: Some(Struct { fields: [("CertSigner".to_owned(), signer)].into() }),
+    };
+    let request = istiod.request(message, link)?;
+    let mut client = IstioCertificateServiceClient::with_origin(link.channel(), origin(&link.target))
+        .max_decoding_message_size(MAX_ANSWER);
+    match timeout(DEADLINE, client.create_certificate(request)).await {
+        Ok(Ok(answer)) => Ok(answer.into_inner().cert_chain),
+        Ok(Err(status)) => Err(istiod.failure(CALL, link, status).await),
+        Err(_) => Err(Error::Timeout { call: CALL, address: link.target.to_string(), within: DEADLINE }),
+    }
+}

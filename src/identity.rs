@@ -1,0 +1,222 @@
+//! The loop that owns the identity: decide when, ask, verify, keep, tell. A certificate that is still good is replaced
+//! only by a better one, and never withdrawn.
+
+mod schedule;
+mod store;
+
+pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
+
+use crate::{
+    control::{ControlPlane, Disposition},
+    spiffe::{Csr, KeyError, KeyKind, PrivateKey, SpiffeId, SvidError, X509Bundle, X509Context},
+    status::{Identity, Trouble},
+    system::{DirError, FileWatch, Root},
+    time::{Backoff, Clock},
+};
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    sync::watch,
+    task::{JoinError, spawn_blocking},
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Waits between rounds of requests.
+const FLOOR: Duration = Duration::from_millis(500);
+const CAP: Duration = Duration::from_secs(60);
+
+/// What is asked for, and where it is kept.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Who we are.
+    pub id: SpiffeId,
+    /// The kind of key.
+    pub key: KeyKind,
+    /// The lifetime to ask for; the control plane may give less.
+    pub ttl: Duration,
+    /// The least time between two renewals.
+    pub min_interval: Duration,
+    /// Below which the store is.
+    pub root: Root,
+    /// Directory of the store.
+    pub store: PathBuf,
+}
+
+/// Why there is no new certificate.
+#[derive(Debug, thiserror::Error)]
+enum RenewalError {
+    #[error(transparent)]
+    Control(#[from] crate::control::Error),
+    #[error("the control plane's answer is not used: {0}")]
+    Answer(#[from] SvidError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error("key generation was interrupted: {0}")]
+    Interrupted(#[from] JoinError),
+}
+
+impl RenewalError {
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Control(error) => error.kind(),
+            Self::Answer(SvidError::WrongIdentity { .. }) => "wrong_identity",
+            Self::Answer(SvidError::WrongKey) => "wrong_key",
+            Self::Answer(SvidError::ShortChain(_)) => "short_chain",
+            Self::Answer(SvidError::Validity { .. }) => "validity",
+            Self::Answer(_) => "bad_answer",
+            Self::Key(_) | Self::Interrupted(_) => "key",
+        }
+    }
+
+    fn is_parked(&self) -> bool {
+        matches!(self, Self::Control(error) if error.disposition() == Disposition::Park || error.kind() == "admission")
+    }
+}
+
+/// What the store holds for `wanted`, as the fact to start with. What was passed over is said in the journal.
+///
+/// # Errors
+/// When the store's directory is not usable.
+pub fn load(wanted: &Wanted, now: SystemTime) -> Result<Identity, DirError> {
+    let loaded = Store::open(&wanted.root, &wanted.store)?.load(&wanted.id, now)?;
+    for PassedOver { file, reason } in &loaded.passed_over {
+        tracing::info!(%file, cause = %reason, "a stored certificate is not used");
+    }
+    let renew_at = loaded.current.as_ref().map(|stored| renewal(&stored.context, wanted.min_interval));
+    Ok(Identity {
+        renew_at,
+        anchors: loaded.current.as_ref().map(|stored| stored.anchors.clone()),
+        current: loaded.current.map(|stored| stored.context),
+        previous: loaded.previous.map(|stored| stored.context),
+        ..Identity::default()
+    })
+}
+
+fn renewal(context: &X509Context, min_interval: Duration) -> SystemTime {
+    schedule::renew_at(context.received, context.svid.not_after(), min_interval, fastrand::f64())
+}
+
+/// Keeps `fact` at a certificate that is good, until `shutdown`. `anchors` reads the operator's root file; a change of
+/// the `local` files (token, roots) ends a wait at once.
+pub async fn run<C: ControlPlane>(
+    control: Arc<C>,
+    wanted: Wanted,
+    anchors: impl Fn() -> Option<X509Bundle>,
+    fact: watch::Sender<Identity>,
+    mut local: FileWatch,
+    clock: Clock,
+    shutdown: CancellationToken,
+) {
+    let mut backoff = Backoff::new(FLOOR, CAP);
+    let mut not_before: Option<Instant> = None;
+    loop {
+        let due = due(&fact.borrow(), clock.now());
+        tokio::select! {
+            () = async {
+                clock.sleep_until(due).await;
+                if let Some(moment) = not_before {
+                    // Whatever the clock does, renewals keep their distance.
+                    sleep_until(moment).await;
+                }
+            } => {}
+            () = shutdown.cancelled() => return,
+        }
+        let renewed = tokio::select! {
+            renewed = renew(&*control, &wanted, clock) => renewed,
+            () = shutdown.cancelled() => return,
+        };
+        let wait = match renewed {
+            Ok(context) => {
+                backoff.reset();
+                not_before = Some(Instant::now() + wanted.min_interval);
+                keep(&wanted, &fact, context, anchors(), clock).await;
+                continue;
+            }
+            Err(error) => {
+                let now = clock.now();
+                tell(&fact, &error, now);
+                let usual = if error.is_parked() { backoff.slowest() } else { backoff.next_wait() };
+                let left = fact.borrow().valid(now).and_then(|c| c.svid.not_after().duration_since(now).ok());
+                schedule::retry_in(usual, left)
+            }
+        };
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = local.changed() => backoff.reset(),
+            () = shutdown.cancelled() => return,
+        }
+    }
+}
+
+/// When the next request is due: now, while there is nothing good.
+fn due(identity: &Identity, now: SystemTime) -> SystemTime {
+    match (identity.valid(now), identity.renew_at) {
+        (Some(_), Some(at)) => at,
+        _ => now,
+    }
+}
+
+/// One request with a fresh key; what comes back is verified before anybody sees it.
+async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> Result<Arc<X509Context>, RenewalError> {
+    let kind = wanted.key;
+    let key = match kind {
+        KeyKind::EcP256 | KeyKind::EcP384 => PrivateKey::generate(kind)?,
+        // 100 ms of CPU and more: not on the event loop.
+        KeyKind::Rsa2048 | KeyKind::Rsa3072 | KeyKind::Rsa4096 => {
+            spawn_blocking(move || PrivateKey::generate(kind)).await??
+        }
+    };
+    let csr = Csr::new(&wanted.id, &key)?;
+    let answer = control.sign(&csr, wanted.ttl).await?;
+    Ok(X509Context::from_answer(&wanted.id, key, &answer, clock.now())?)
+}
+
+/// Makes a new certificate durable, then tells it. A disk that fails does not keep it from being used.
+async fn keep(
+    wanted: &Wanted,
+    fact: &watch::Sender<Identity>,
+    context: Arc<X509Context>,
+    anchors: Option<X509Bundle>,
+    clock: Clock,
+) {
+    let now = clock.now();
+    let previous = fact.borrow().valid(now).cloned();
+    let saved = {
+        let (wanted, context, previous) = (wanted.clone(), context.clone(), previous.clone());
+        let anchors = anchors.clone().unwrap_or_else(|| context.bundle.clone());
+        spawn_blocking(move || {
+            Store::open(&wanted.root, &wanted.store)?.save(&context, previous.as_deref(), &anchors)
+        })
+        .await
+    };
+    let trouble = match saved {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(format!("the new certificate is in use, but a restart would lose it: {error}")),
+        Err(error) => Some(format!("the new certificate is in use, but saving it was interrupted: {error}")),
+    };
+    fact.send_replace(Identity {
+        renew_at: Some(renewal(&context, wanted.min_interval)),
+        current: Some(context),
+        previous,
+        anchors,
+        trouble: trouble.map(|cause| Trouble { since: now, kind: "store", cause }),
+        credentials_dead: false,
+    });
+}
+
+/// Writes what went wrong. The time is that of the first failure of its kind in a row.
+fn tell(fact: &watch::Sender<Identity>, error: &RenewalError, now: SystemTime) {
+    fact.send_modify(|identity| {
+        let before = identity.trouble.as_ref().filter(|trouble| trouble.kind == error.kind());
+        let since = before.map_or(now, |trouble| trouble.since);
+        identity.trouble = Some(Trouble { since, kind: error.kind(), cause: error.to_string() });
+        identity.credentials_dead = error.kind() == "credentials_dead" && identity.valid(now).is_none();
+    });
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+//! The loop that owns the registration: it holds a session, and resumes it when it was lost.
+
+use crate::{
+    control::{ControlPlane, Disposition, Error, Post},
+    status::{Registration, Trouble},
+    system::FileWatch,
+    time::{Backoff, Clock, between},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::sleep;
+
+/// Waits between attempts that are refused, as Envoy's are.
+const FLOOR: Duration = Duration::from_millis(500);
+const CAP: Duration = Duration::from_secs(30);
+/// Wait before the first attempt after a session that was registered: its entry has ten seconds to be taken up again,
+/// and a fleet shall not come back in one instant.
+const PROMPT: Duration = Duration::from_millis(200);
+
+/// Holds the workload's session until `post.stop`. A change of the `local` files (token, roots) ends a wait at once.
+pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: FileWatch, clock: Clock) {
+    let mut backoff = Backoff::new(FLOOR, CAP);
+    loop {
+        tokio::select! {
+            Ok(_) = post.addresses.wait_for(|addresses| addresses.primary.is_some()) => {}
+            () = post.stop.cancelled() => break,
+        }
+        let error = match control.session(&mut post).await {
+            Ok(()) => break,
+            Err(error) => error,
+        };
+        let was_registered = matches!(&*post.registration.borrow(), Registration::Registered { .. });
+        let wait = wait(&error, was_registered, &mut backoff);
+        tell(&post, &error, clock);
+        tracing::debug!(cause = %error, wait = ?wait, "session ended");
+        tokio::select! {
+            () = sleep(wait) => {}
+            () = local.changed() => tracing::debug!("a local file has changed, trying again now"),
+            Ok(()) = post.addresses.changed() => {}
+            () = post.stop.cancelled() => break,
+        }
+    }
+    post.registration.send_replace(Registration::Absent);
+}
+
+/// How long to wait after `error`. A session that lived is resumed promptly, at first.
+fn wait(error: &Error, was_registered: bool, backoff: &mut Backoff) -> Duration {
+    if was_registered {
+        backoff.reset();
+        return between(PROMPT / 4, PROMPT);
+    }
+    match error.disposition() {
+        Disposition::Retry if error.kind() == "admission" => backoff.slowest(),
+        Disposition::Retry | Disposition::Reauthenticate => backoff.next_wait(),
+        Disposition::Park => backoff.slowest(),
+    }
+}
+
+/// Writes the fact. The time is that of the first failure of its kind in a row.
+fn tell(post: &Post, error: &Error, clock: Clock) {
+    post.registration.send_modify(|fact| {
+        let (entry, before) = match fact {
+            Registration::Absent => (String::new(), None),
+            Registration::Asked { entry, .. } | Registration::Registered { entry, .. } => (entry.clone(), None),
+            Registration::Lost { entry, trouble } | Registration::Parked { entry, trouble } => {
+                (entry.clone(), Some(trouble.clone()))
+            }
+        };
+        let since = before.filter(|b| b.kind == error.kind()).map_or_else(|| clock.now(), |b| b.since);
+        let trouble = Trouble { since, kind: error.kind(), cause: error.to_string() };
+        *fact = match error.disposition() {
+            Disposition::Park => Registration::Parked { entry, trouble },
+            Disposition::Retry | Disposition::Reauthenticate => Registration::Lost { entry, trouble },
+        };
+    });
+}
