@@ -217,6 +217,14 @@ impl Dir {
         })
     }
 
+    /// Whether a rename onto this name replaces nothing but a plain file.
+    pub fn is_free_or_file(&self, name: &str) -> bool {
+        match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFREG.bits(),
+            Err(errno) => errno == Errno::ENOENT,
+        }
+    }
+
     /// Makes a directory in it, mode 0700 until [`Dir::finish`].
     ///
     /// # Errors
