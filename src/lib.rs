@@ -1,8 +1,14 @@
 //! we-agent
 
+pub mod identity;
 mod proto;
+pub mod publish;
 pub mod spiffe;
 pub mod status;
 pub mod system;
 pub mod time;
 pub mod workload;
+
+#[cfg(test)]
+#[path = "../tests/it/authority.rs"]
+mod authority;

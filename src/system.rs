@@ -1,4 +1,8 @@
-//! The host: where its files are.
+//! The host: where its files are, and how they are written.
+
+mod dir;
+
+pub use dir::{Access, Dir, DirError};
 
 use std::path::{Path, PathBuf};
 
@@ -11,6 +15,11 @@ impl Root {
     /// A root at `dir`.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         Self(dir.into())
+    }
+
+    /// The folder itself.
+    pub fn dir(&self) -> &Path {
+        &self.0
     }
 
     /// Where the absolute `path` is on this host. A path that is already below the root is kept.
