@@ -1,5 +1,6 @@
 //! we-agent
 
+pub mod admin;
 pub mod config;
 mod proto;
 pub mod spiffe;
