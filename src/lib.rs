@@ -1,5 +1,7 @@
 //! we-agent
 
+pub mod admin;
+pub mod config;
 pub mod identity;
 mod proto;
 pub mod publish;

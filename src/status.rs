@@ -3,6 +3,15 @@
 //! Each fact has one writer (see the crate's picture) and lives in a `tokio::sync::watch`; everyone else reads. The
 //! words of the states are the same in JSON, metrics and journal.
 
+mod report;
+mod snapshot;
+
+pub use report::{
+    AddressReport, HealthReport, HealthState, IdentityReport, IdentityState, MembershipReport, MembershipState,
+    PublicationReport, RegistrationReport, RegistrationState, Report, Timestamp, WorkloadReport,
+};
+pub use snapshot::{Status, WorkloadStatus, Workloads};
+
 use crate::spiffe::{X509Bundle, X509Context};
 use std::{net::IpAddr, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
@@ -16,6 +25,12 @@ pub struct Trouble {
     pub kind: &'static str,
     /// One line that names the cause and the fix. Never holds a secret.
     pub cause: String,
+}
+
+impl Trouble {
+    /// The kind of a new certificate that the control plane does not accept although it has not expired. The session
+    /// lives on with the previous one, and `status` calls the identity `refused`.
+    pub const NEW_CERTIFICATE_REFUSED: &str = "new_certificate_refused";
 }
 
 /// The identity fact; its only writer is the identity loop.

@@ -1,0 +1,119 @@
+//! `/etc/we-agent/we-agent.yaml`: optional, strict, read once at start.
+//!
+//! A bundle in place is enough to run; this file only says what the bundle cannot or should not decide. An unknown key
+//! is refused, and all mistakes are told at once, each with its line and column. `config/we-agent.yaml` shows every key
+//! at its default; a test holds it to the code.
+
+mod mistake;
+mod section;
+mod settings;
+mod value;
+
+pub use mistake::{ConfigError, Mistake};
+pub use settings::{
+    ControlPlaneConfig, FilesConfig, HealthConfig, IdentityConfig, MembershipConfig, Platform, WorkloadConfig, XdsMode,
+};
+
+use crate::system::Root;
+use marked_yaml::LoaderOptions;
+use section::Section;
+use std::{
+    collections::BTreeMap,
+    io::{ErrorKind, Read},
+    net::{Ipv4Addr, SocketAddr},
+    path::Path,
+    time::Duration,
+};
+
+/// Where the file is unless the command line says otherwise, below the root.
+pub const PATH: &str = "/etc/we-agent/we-agent.yaml";
+/// More than this is no configuration, in bytes.
+const MAX_SIZE: u64 = 256 * 1024;
+
+/// The whole configuration; what the file does not say is at its default.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// `startup.readyTimeout`: after this long the service manager is told READY even when a workload is not (60 s), so
+    /// that a dead control plane cannot block the boot.
+    pub ready_timeout: Duration,
+    /// `admin.address`: where `/healthz/ready` and `/metrics` are served, always loopback; none means `off`.
+    pub admin_address: Option<SocketAddr>,
+    /// `log.level`: a level, or `target=level` pairs; the command line wins. None means `info`.
+    pub log_level: Option<String>,
+    defaults: WorkloadConfig,
+    workloads: BTreeMap<String, WorkloadConfig>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            ready_timeout: Duration::from_secs(60),
+            admin_address: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 15020))),
+            log_level: None,
+            defaults: WorkloadConfig::default(),
+            workloads: BTreeMap::new(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads `file`, or [`PATH`] below `root`. Only the latter may be absent: then everything is at its default.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or with every mistake in it.
+    pub fn load(root: &Root, file: Option<&Path>) -> Result<Self, ConfigError> {
+        let path = file.map_or_else(|| root.path(PATH), Path::to_owned);
+        let mut text = String::new();
+        let read = std::fs::File::open(&path).and_then(|f| f.take(MAX_SIZE + 1).read_to_string(&mut text));
+        match read {
+            Ok(size) if size as u64 > MAX_SIZE => Err(ConfigError::TooLarge { file: path }),
+            Ok(_) => Self::parse(&path, &text),
+            Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Unreadable { file: path, source }),
+        }
+    }
+
+    /// Reads `text`; `file` is only named in errors.
+    ///
+    /// # Errors
+    /// Every mistake in it, or the place where it stops being YAML.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let strict = LoaderOptions::default().error_on_duplicate_keys(true).prevent_coercion(true);
+        let wrong = |mistakes| ConfigError::Wrong { file: file.to_owned(), mistakes };
+        let node =
+            marked_yaml::parse_yaml_with_options(0, text, strict).map_err(|e| wrong(vec![Mistake::syntax(&e)]))?;
+        let mut config = Self::default();
+        let mut mistakes = Vec::new();
+        if let Some(top) = node.as_mapping() {
+            Section::read(top, "", &mut mistakes, |top| config.read(top));
+        }
+        mistakes.sort();
+        if mistakes.is_empty() { Ok(config) } else { Err(wrong(mistakes)) }
+    }
+
+    fn read(&mut self, top: &mut Section<'_>) {
+        top.section("startup", |s| s.set("readyTimeout", value::duration, &mut self.ready_timeout));
+        top.section("admin", |s| s.set("address", value::admin_address, &mut self.admin_address));
+        top.section("log", |s| s.set_some("level", value::log_level, &mut self.log_level));
+        top.section("defaults", |s| self.defaults.read(s));
+        let (defaults, workloads) = (&self.defaults, &mut self.workloads);
+        top.sections("workloads", value::workload_name, |name, s| {
+            let mut workload = defaults.clone();
+            workload.read(s);
+            workloads.insert(name.to_owned(), workload);
+        });
+    }
+
+    /// The settings of the workload `name`: its own, then `defaults`, then ours.
+    pub fn workload(&self, name: &str) -> WorkloadConfig {
+        self.workloads.get(name).unwrap_or(&self.defaults).clone()
+    }
+
+    /// The workloads that the file names: each should have a bundle.
+    pub fn workload_names(&self) -> impl Iterator<Item = &str> {
+        self.workloads.keys().map(String::as_str)
+    }
+}
+
+#[cfg(test)]
+mod tests;

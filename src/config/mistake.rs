@@ -1,0 +1,82 @@
+//! What is wrong with a configuration, and where.
+
+use marked_yaml::{LoadError, Marker};
+use std::{fmt, path::PathBuf};
+
+/// Why there is no configuration. The daemon ends with exit status 78 (`EX_CONFIG`), and is not restarted on it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is not there, or not for us to read.
+    #[error("{}: {source}; check that the file exists and that this user may read it", .file.display())]
+    Unreadable {
+        /// The file.
+        file: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The file is larger than 256 KiB.
+    #[error("{}: larger than 256 KiB; this is no configuration of we-agent", .file.display())]
+    TooLarge {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Everything that is wrong in it, one line each: `FILE:LINE:COL: message; fix`.
+    #[error("{}", lines(.file, .mistakes))]
+    Wrong {
+        /// The file.
+        file: PathBuf,
+        /// In the order of the file; never empty.
+        mistakes: Vec<Mistake>,
+    },
+}
+
+fn lines(file: &std::path::Path, mistakes: &[Mistake]) -> String {
+    let lines: Vec<_> = mistakes.iter().map(|mistake| format!("{}:{mistake}", file.display())).collect();
+    lines.join("\n")
+}
+
+/// One mistake: prints as `LINE:COL: message; fix`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mistake {
+    /// Counted from 1.
+    pub line: usize,
+    /// Counted from 1, in characters.
+    pub column: usize,
+    /// What is wrong and how to put it right.
+    pub message: String,
+}
+
+impl Mistake {
+    pub(super) fn at(mark: Option<&Marker>, message: String) -> Self {
+        Self { line: mark.map_or(1, Marker::line), column: mark.map_or(1, Marker::column), message }
+    }
+
+    /// Where the text stops being the YAML that we read.
+    pub(super) fn syntax(error: &LoadError) -> Self {
+        let (mark, message) = match error {
+            LoadError::TopLevelMustBeMapping(mark) | LoadError::TopLevelMustBeSequence(mark) => {
+                (mark, "the file is no mapping; begin with a key, for example \"defaults:\"".to_owned())
+            }
+            LoadError::UnexpectedAnchor(mark) => {
+                (mark, "anchors (&name) are not read here; write the value where it is needed".to_owned())
+            }
+            LoadError::UnexpectedTag(mark) => (mark, "tags (!name) are not read here; remove it".to_owned()),
+            LoadError::MappingKeyMustBeScalar(mark) => (mark, "a key must be a plain word".to_owned()),
+            LoadError::ScanError(mark, error) => {
+                (mark, format!("no YAML: {}; check indentation, colons and quotes", error.info()))
+            }
+            LoadError::DuplicateKey(pair) => {
+                let first = pair.prev_key.span().start().map_or(1, Marker::line);
+                let message = format!("key \"{}\" stands already in line {first}; keep one", pair.key.as_str());
+                return Self::at(pair.key.span().start(), message);
+            }
+        };
+        Self::at(Some(mark), message)
+    }
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.line, self.column, self.message)
+    }
+}

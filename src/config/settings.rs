@@ -1,0 +1,171 @@
+//! The settings of one workload.
+
+use super::{section::Section, value};
+use crate::spiffe::{KeyKind, TrustDomain};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+/// What our configuration says of one workload. A value that is given here wins over the bundle; `None` and empty leave
+/// it to the bundle.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WorkloadConfig {
+    /// `trustDomain`.
+    pub trust_domain: Option<TrustDomain>,
+    /// `address`: one or a list, the first is the primary one; empty means: found out (route to the control plane).
+    pub address: Vec<IpAddr>,
+    /// `clusterId`: the cluster that the control plane knows this workload under.
+    pub cluster_id: Option<String>,
+    /// `network`: the Istio network that the addresses belong to.
+    pub network: Option<String>,
+    /// `locality`: `region`, `region/zone` or `region/zone/subzone`, checked; wins over label and platform.
+    pub locality: Option<String>,
+    /// `labels`: added to the bundle's, and winning over them. Of `defaults` and the workload's own, both count.
+    pub labels: BTreeMap<String, String>,
+    /// `controlPlane`.
+    pub control_plane: ControlPlaneConfig,
+    /// `identity`, with `renewal.minInterval`.
+    pub identity: IdentityConfig,
+    /// `health`.
+    pub health: HealthConfig,
+    /// `membership`.
+    pub membership: MembershipConfig,
+    /// `files`.
+    pub files: FilesConfig,
+    /// `platform`.
+    pub platform: Platform,
+}
+
+/// How the control plane is reached.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ControlPlaneConfig {
+    /// `discoveryAddress`, `host:port`.
+    pub discovery_address: Option<String>,
+    /// `caAddress`, `host:port`.
+    pub ca_address: Option<String>,
+    /// `serverName`: the DNS name that the server's certificate must carry.
+    pub server_name: Option<String>,
+    /// `xds`.
+    pub xds: XdsMode,
+}
+
+/// Which form of ADS is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum XdsMode {
+    /// Incremental: what changed.
+    #[default]
+    Delta,
+    /// State of the world: everything each time.
+    Sotw,
+}
+
+/// How the identity is made and renewed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityConfig {
+    /// `identity.key`; none leaves it to the bundle, whose default is ECDSA P-256.
+    pub key: Option<KeyKind>,
+    /// `identity.ttl`: the lifetime that is asked for, at most 90 days; the control plane may give less.
+    pub ttl: Option<Duration>,
+    /// `renewal.minInterval`: the least time between two renewals (10 s).
+    pub min_interval: Duration,
+}
+
+impl Default for IdentityConfig {
+    fn default() -> Self {
+        Self { key: None, ttl: None, min_interval: Duration::from_secs(10) }
+    }
+}
+
+/// What a probe from the mesh may do here.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct HealthConfig {
+    /// `allowExec`: whether exec probes may run commands on this host (no).
+    pub allow_exec: bool,
+    /// `verifyTls`: whether HTTPS probes verify the application's certificate (no, as in Kubernetes).
+    pub verify_tls: bool,
+}
+
+/// The look for the services that select us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MembershipConfig {
+    /// `enabled` (yes).
+    pub enabled: bool,
+    /// `maxBytes`: an answer beyond this is not read, and membership stays unknown (8 MiB).
+    pub max_bytes: usize,
+}
+
+impl Default for MembershipConfig {
+    fn default() -> Self {
+        Self { enabled: true, max_bytes: 8 * 1024 * 1024 }
+    }
+}
+
+/// The files that consumers read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FilesConfig {
+    /// `outputCerts`: whether the bundle's `OUTPUT_CERTS` directory is served too (no).
+    pub output_certs: bool,
+    /// `mode` of each file (0600); never for others, for one of them is the private key.
+    pub mode: u32,
+}
+
+impl Default for FilesConfig {
+    fn default() -> Self {
+        Self { output_certs: false, mode: 0o600 }
+    }
+}
+
+/// Where the locality is asked for when nobody gave it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Platform {
+    /// The metadata service that the hardware tables of the host point to.
+    #[default]
+    Auto,
+    /// Nowhere.
+    Off,
+    /// Amazon EC2.
+    Aws,
+    /// Google Compute Engine.
+    Gcp,
+    /// Microsoft Azure.
+    Azure,
+}
+
+impl WorkloadConfig {
+    /// Reads what `s` says over what is there already.
+    pub(super) fn read(&mut self, s: &mut Section<'_>) {
+        s.set_some("trustDomain", value::trust_domain, &mut self.trust_domain);
+        s.set_list("address", value::ip, &mut self.address);
+        s.set_some("clusterId", value::text, &mut self.cluster_id);
+        s.set_some("network", value::text, &mut self.network);
+        s.set_some("locality", value::locality, &mut self.locality);
+        s.pairs("labels", |key, text| {
+            value::label_key(key)?;
+            self.labels.insert(key.to_owned(), text.to_owned());
+            Ok(())
+        });
+        s.set("platform", value::platform, &mut self.platform);
+        s.section("controlPlane", |s| {
+            let to = &mut self.control_plane;
+            s.set_some("discoveryAddress", value::authority, &mut to.discovery_address);
+            s.set_some("caAddress", value::authority, &mut to.ca_address);
+            s.set_some("serverName", value::dns_name, &mut to.server_name);
+            s.set("xds", value::xds, &mut to.xds);
+        });
+        s.section("identity", |s| {
+            s.set_some("key", value::key_kind, &mut self.identity.key);
+            s.set_some("ttl", value::ttl, &mut self.identity.ttl);
+        });
+        s.section("renewal", |s| s.set("minInterval", value::duration, &mut self.identity.min_interval));
+        s.section("health", |s| {
+            s.set("allowExec", value::boolean, &mut self.health.allow_exec);
+            s.set("verifyTls", value::boolean, &mut self.health.verify_tls);
+        });
+        s.section("membership", |s| {
+            s.set("enabled", value::boolean, &mut self.membership.enabled);
+            s.set("maxBytes", value::bytes, &mut self.membership.max_bytes);
+        });
+        s.section("files", |s| {
+            s.set("outputCerts", value::boolean, &mut self.files.output_certs);
+            s.set("mode", value::mode, &mut self.files.mode);
+        });
+    }
+}

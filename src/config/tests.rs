@@ -1,0 +1,128 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use proptest::prelude::*;
+
+fn parse(text: &str) -> Result<Config, String> {
+    Config::parse(Path::new("c.yaml"), text).map_err(|error| error.to_string())
+}
+
+#[test]
+fn an_absent_file_is_the_default_unless_it_was_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Root::new(dir.path());
+    assert_eq!(Config::load(&root, None).unwrap(), Config::default());
+    let named = dir.path().join("mine.yaml");
+    assert!(matches!(Config::load(&root, Some(&named)), Err(ConfigError::Unreadable { .. })));
+    std::fs::write(&named, "startup: {readyTimeout: 5s}").unwrap();
+    assert_eq!(Config::load(&root, Some(&named)).unwrap().ready_timeout, Duration::from_secs(5));
+    std::fs::write(&named, "#".repeat(300_000)).unwrap();
+    assert!(matches!(Config::load(&root, Some(&named)), Err(ConfigError::TooLarge { .. })));
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_in_the_order_of_the_file() {
+    let text = "\
+startup:
+  readyTimeout: soon
+admin: {address: 0.0.0.0:15020}
+defaults:
+  files:
+    mode: 0644
+  helth: {}
+  address: [10.0.0.1, nowhere]
+workloads:
+  Payments: {}
+  orders: 7
+";
+    let error = parse(text).unwrap_err();
+    let lines: Vec<_> = error.lines().collect();
+    let begins = [
+        "c.yaml:2:17: startup.readyTimeout: \"soon\" is no duration; ",
+        "c.yaml:3:18: admin.address: \"0.0.0.0:15020\" is not a loopback address; ",
+        "c.yaml:6:11: defaults.files.mode: \"0644\" must let the owner read, ",
+        "c.yaml:7:3: unknown key \"helth\" in defaults; known are: trustDomain, ",
+        "c.yaml:8:23: defaults.address: \"nowhere\" is no IP address; ",
+        "c.yaml:10:3: workloads: \"Payments\" is no name of a workload; ",
+        "c.yaml:11:11: workloads.orders must be a mapping",
+    ];
+    assert_eq!(lines.len(), begins.len(), "{error}");
+    for (line, begin) in lines.iter().zip(begins) {
+        assert!(line.starts_with(begin), "{line:?} does not begin with {begin:?}");
+    }
+}
+
+#[test]
+fn what_is_no_yaml_names_the_place() {
+    for (text, place) in [
+        ("a: [1\n", "c.yaml:2:1: no YAML: "),
+        ("log: &x {}\n", "c.yaml:1:9: anchors"),
+        ("log: {}\nlog: {}\n", "c.yaml:2:1: key \"log\" stands already in line 1"),
+        ("- a\n", "c.yaml:1:1: the file is no mapping"),
+        ("log: *x\n", "c.yaml:1:6: no YAML"),
+    ] {
+        let error = parse(text).unwrap_err();
+        assert!(error.starts_with(place), "{text:?}: {error}");
+    }
+}
+
+#[test]
+fn a_workload_has_its_own_settings_over_the_defaults_over_ours() {
+    let config = parse(
+        "defaults: {network: vm, labels: {tier: back, app: x}, identity: {key: rsa-3072}}\n\
+         workloads: {a: {labels: {app: a}, health: {allowExec: true}, address: fd00::7}, b: }\n",
+    )
+    .unwrap();
+    let a = config.workload("a");
+    assert_eq!(a.network.as_deref(), Some("vm"));
+    assert_eq!(a.labels, BTreeMap::from([("tier".into(), "back".into()), ("app".into(), "a".into())]));
+    assert!(a.health.allow_exec && a.identity.key == Some(crate::spiffe::KeyKind::Rsa3072));
+    assert_eq!(a.address, ["fd00::7".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(config.workload("b"), config.workload("somebody else"));
+    assert!(!config.workload("b").health.allow_exec);
+    assert_eq!(config.workload_names().collect::<Vec<_>>(), ["a", "b"]);
+}
+
+#[test]
+fn defaults_count_wherever_they_stand() {
+    let config = parse("workloads: {a: {}}\ndefaults: {network: vm}\n").unwrap();
+    assert_eq!(config.workload("a").network.as_deref(), Some("vm"));
+}
+
+#[test]
+fn values_are_read_in_their_units() {
+    assert_eq!(value::bytes("8MiB"), Ok(8 << 20));
+    assert_eq!(value::bytes("512 KiB"), Ok(512 << 10));
+    assert_eq!(value::bytes("17"), Ok(17));
+    for wrong in ["", "0", "MiB", "8MB", "-1", "99999999999999999999", "99999999999GiB", "½MiB"] {
+        assert!(value::bytes(wrong).is_err(), "{wrong}");
+    }
+    assert_eq!(value::mode("0640"), Ok(0o640));
+    for wrong in ["0644", "0200", "0700", "9", "01600", "rw"] {
+        assert!(value::mode(wrong).is_err(), "{wrong}");
+    }
+    for right in ["istiod.istio-system.svc:15012", "[fd00::1]:15012", "10.0.0.1:15012"] {
+        assert!(value::authority(right).is_ok(), "{right}");
+    }
+    for wrong in ["istiod", "istiod:0", "istiod:99999", ":15012", "fd00::1:15012", "a b:1", "https://a:1"] {
+        assert!(value::authority(wrong).is_err(), "{wrong}");
+    }
+    assert!(value::ttl("90days").is_ok() && value::ttl("91days").is_err());
+    assert!(value::duration("0s").is_err());
+    assert_eq!(value::admin_address("off"), Ok(None));
+    assert_eq!(value::admin_address("[::1]:0"), Ok(Some("[::1]:0".parse().unwrap())));
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in "[a-z:\\-\\[\\]{}&*!#|>'\"%,~?@ \n\t]{0,60}|\\PC{0,40}") {
+        let _ = parse(&text);
+    }
+
+    #[test]
+    fn no_mutation_of_the_example_makes_it_panic(at in 0usize..4000, with in "\\PC{0,3}|\n|  ") {
+        let mut text = include_str!("../../config/we-agent.yaml").replace("\n#", "\n");
+        let at = (0..=at.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap();
+        text.insert_str(at, &with);
+        let _ = parse(&text);
+    }
+}

@@ -1,0 +1,179 @@
+//! From the text of a value to the value. Each error reads on after the text: `"60x" is no duration; …`.
+
+use super::{Platform, XdsMode};
+use crate::spiffe::{KeyKind, TrustDomain};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+/// istiod refuses to sign for longer.
+const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+
+pub(super) fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "is neither true nor false".to_owned())
+}
+
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(time) if time.is_zero() => Err("is no time at all; at least 1ms".to_owned()),
+        Ok(time) => Ok(time),
+        Err(_) => Err("is no duration; write for example 10s, 5m or 1h 30m".to_owned()),
+    }
+}
+
+pub(super) fn ttl(text: &str) -> Result<Duration, String> {
+    let time = duration(text)?;
+    if time > MAX_TTL { Err("is longer than 90 days; istiod signs for 90 days at most".to_owned()) } else { Ok(time) }
+}
+
+pub(super) fn bytes(text: &str) -> Result<usize, String> {
+    let wrong = || "is no size; write for example 8MiB, 512KiB or a number of bytes".to_owned();
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match text[digits.len()..].trim_start() {
+        "" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wrong()),
+    };
+    digits.parse::<usize>().ok().and_then(|n| n.checked_mul(unit)).filter(|&n| n > 0).ok_or_else(wrong)
+}
+
+pub(super) fn mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode & 0o400 == 0 || mode & !0o660 != 0 => {
+            Err("must let the owner read, nobody execute, and others nothing; write 0600, 0640 or 0660".to_owned())
+        }
+        Ok(mode) => Ok(mode),
+        Err(_) => Err("is no file mode; write it in octal, for example \"0640\"".to_owned()),
+    }
+}
+
+pub(super) fn text(text: &str) -> Result<String, String> {
+    if text.chars().any(char::is_control) {
+        return Err("has a control character; remove it".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn trust_domain(text: &str) -> Result<TrustDomain, String> {
+    text.parse().map_err(|error| format!("is no trust domain: {error}"))
+}
+
+pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
+    text.parse().map_err(|_| "is no IP address; write for example 10.0.0.7 or fd00::7, without zone".to_owned())
+}
+
+pub(super) fn locality(text: &str) -> Result<String, String> {
+    let parts: Vec<_> = text.split('/').collect();
+    if parts.len() > 3 || parts.iter().any(|part| part.is_empty()) || text.chars().any(char::is_whitespace) {
+        return Err("is no locality; write region, region/zone or region/zone/subzone".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+pub(super) fn label_key(key: &str) -> Result<(), String> {
+    let name = key.rsplit('/').next().unwrap_or_default();
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
+    if name.is_empty() || name.len() > 63 || key.matches('/').count() > 1 || !key.chars().all(legal) {
+        return Err("is no label key; write for example app or example.com/tier".to_owned());
+    }
+    Ok(())
+}
+
+/// `host:port`; an IPv6 address stands in brackets.
+pub(super) fn authority(text: &str) -> Result<String, String> {
+    let legal = text.rsplit_once(':').is_some_and(|(host, port)| {
+        let named = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
+            Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => host.parse::<std::net::Ipv4Addr>().is_ok() || is_dns_name(host),
+        };
+        named && port.parse::<u16>().is_ok_and(|port| port > 0)
+    });
+    if legal {
+        Ok(text.to_owned())
+    } else {
+        Err("is no host:port; write for example istiod.example.com:15012".to_owned())
+    }
+}
+
+pub(super) fn dns_name(text: &str) -> Result<String, String> {
+    if is_dns_name(text) { Ok(text.to_owned()) } else { Err("is no DNS name".to_owned()) }
+}
+
+fn is_dns_name(text: &str) -> bool {
+    let label = |l: &str| {
+        (1..=63).contains(&l.len())
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+    };
+    text.len() <= 253 && text.split('.').all(label)
+}
+
+/// A workload is a directory, and its name appears in logs, paths and metrics: one lower-case DNS label (RFC 1123).
+pub(super) fn workload_name(text: &str) -> Result<(), String> {
+    if is_dns_name(text) && !text.contains('.') && !text.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Ok(());
+    }
+    Err("is no name of a workload; use the name of its directory: a-z, 0-9 and '-', at most 63".to_owned())
+}
+
+pub(super) fn admin_address(text: &str) -> Result<Option<SocketAddr>, String> {
+    if text == "off" {
+        return Ok(None);
+    }
+    match text.parse::<SocketAddr>() {
+        Ok(address) if address.ip().is_loopback() => Ok(Some(address)),
+        Ok(_) => Err("is not a loopback address; nothing authenticates there, so use 127.0.0.1 or [::1], \
+                      and put a proxy in front to reach it from elsewhere"
+            .to_owned()),
+        Err(_) => Err("is no address; write IP:PORT, for example 127.0.0.1:15020, or off".to_owned()),
+    }
+}
+
+/// Checked here, so that a typing error is told with its place.
+pub(super) fn log_level(text: &str) -> Result<String, String> {
+    match text.parse::<tracing_subscriber::filter::Targets>() {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("is no log level; write error, warn, info, debug or trace, or target=level pairs".to_owned()),
+    }
+}
+
+pub(super) fn key_kind(text: &str) -> Result<KeyKind, String> {
+    one_of(
+        text,
+        &[
+            ("ecdsa-p256", KeyKind::EcP256),
+            ("ecdsa-p384", KeyKind::EcP384),
+            ("rsa-2048", KeyKind::Rsa2048),
+            ("rsa-3072", KeyKind::Rsa3072),
+            ("rsa-4096", KeyKind::Rsa4096),
+        ],
+    )
+}
+
+pub(super) fn xds(text: &str) -> Result<XdsMode, String> {
+    one_of(text, &[("delta", XdsMode::Delta), ("sotw", XdsMode::Sotw)])
+}
+
+pub(super) fn platform(text: &str) -> Result<Platform, String> {
+    one_of(
+        text,
+        &[
+            ("auto", Platform::Auto),
+            ("off", Platform::Off),
+            ("aws", Platform::Aws),
+            ("gcp", Platform::Gcp),
+            ("azure", Platform::Azure),
+        ],
+    )
+}
+
+fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+    words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
+        let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+        format!("is none of {}", words.join(", "))
+    })
+}

@@ -1,0 +1,166 @@
+//! From facts to the words of `status`: pure, given the time.
+
+use super::{
+    AddressReport, CandidateReport, HealthReport, HealthState, IdentityReport, IdentityState, MembershipReport,
+    MembershipState, PublicationReport, RegistrationReport, RegistrationState, Timestamp, WorkloadReport,
+};
+use crate::status::{
+    Addresses, Health, Identity, Membership, Publication, Registration, Selection, Trouble, WorkloadStatus,
+};
+use std::time::SystemTime;
+
+impl WorkloadReport {
+    pub(in crate::status) fn of(workload: &WorkloadStatus, now: SystemTime) -> Self {
+        let mut report = Self {
+            name: workload.name.clone(),
+            spiffe_id: workload.spiffe_id.clone(),
+            ready: false,
+            cause: None,
+            identity: IdentityReport::default(),
+            registration: RegistrationReport::default(),
+            membership: MembershipReport::default(),
+            health: HealthReport::default(),
+            address: AddressReport::default(),
+            files: Vec::new(),
+            ignored: workload.ignored.clone(),
+            broken: workload.broken.clone(),
+        };
+        if let Some(facts) = &workload.facts {
+            let registration = facts.registration.borrow();
+            report.identity = IdentityReport::of(&facts.identity.borrow(), &registration, now);
+            report.registration = RegistrationReport::of(&registration);
+            report.membership = MembershipReport::of(&facts.membership.borrow());
+            report.health = HealthReport::of(&facts.health.borrow());
+            report.address = AddressReport::of(&facts.addresses.borrow());
+            report.files =
+                facts.publications.iter().map(|(p, fact)| PublicationReport::of(p, &fact.borrow())).collect();
+        }
+        report.cause = report.missing(workload.registers);
+        report.ready = report.cause.is_none();
+        report
+    }
+
+    /// What this workload lacks to be ready; none when it is.
+    fn missing(&self, registers: bool) -> Option<String> {
+        if let Some(mistake) = self.broken.first() {
+            return Some(mistake.clone());
+        }
+        let (identity, registration) = (self.identity.state, self.registration.state);
+        let certified = matches!(identity, IdentityState::Valid | IdentityState::Refused);
+        let words = match identity {
+            IdentityState::None => "no certificate yet",
+            IdentityState::Expired => "the certificate has expired",
+            _ => "neither certificate nor token is accepted any more; put a new token into place",
+        };
+        if !certified {
+            return Some(self.identity.cause.clone().unwrap_or_else(|| words.to_owned()));
+        }
+        let words = match registration {
+            RegistrationState::Registered => return None,
+            _ if !registers => return None,
+            RegistrationState::Absent => "not registered yet",
+            RegistrationState::Asked => "registration asked for, no answer yet",
+            RegistrationState::Lost | RegistrationState::Parked => "registration lost",
+        };
+        Some(self.registration.cause.clone().unwrap_or_else(|| words.to_owned()))
+    }
+}
+
+fn cause(trouble: Option<&Trouble>) -> Option<String> {
+    trouble.map(|trouble| trouble.cause.clone())
+}
+
+impl IdentityReport {
+    pub(super) fn of(identity: &Identity, registration: &Registration, now: SystemTime) -> Self {
+        let refusal = match registration {
+            Registration::Registered { trouble, .. } => trouble.as_ref(),
+            _ => None,
+        };
+        let refusal = refusal.filter(|trouble| trouble.kind == Trouble::NEW_CERTIFICATE_REFUSED);
+        let state = match &identity.current {
+            _ if identity.credentials_dead => IdentityState::Dead,
+            None => IdentityState::None,
+            Some(_) if identity.valid(now).is_none() => IdentityState::Expired,
+            Some(_) if refusal.is_some() => IdentityState::Refused,
+            Some(_) => IdentityState::Valid,
+        };
+        let svid = identity.current.as_ref().map(|context| &context.svid);
+        Self {
+            state,
+            serial: svid.map(|svid| svid.serial().to_owned()),
+            not_before: svid.map(|svid| Timestamp(svid.not_before())),
+            not_after: svid.map(|svid| Timestamp(svid.not_after())),
+            renew_at: identity.renew_at.map(Timestamp),
+            cause: cause(identity.trouble.as_ref().or(refusal)),
+        }
+    }
+}
+
+impl RegistrationReport {
+    fn of(registration: &Registration) -> Self {
+        let (state, entry, since, trouble) = match registration {
+            Registration::Absent => return Self::default(),
+            Registration::Asked { entry, since } => (RegistrationState::Asked, entry, *since, None),
+            Registration::Registered { entry, since, trouble } => {
+                (RegistrationState::Registered, entry, *since, trouble.as_ref())
+            }
+            Registration::Lost { entry, trouble } => (RegistrationState::Lost, entry, trouble.since, Some(trouble)),
+            Registration::Parked { entry, trouble } => (RegistrationState::Parked, entry, trouble.since, Some(trouble)),
+        };
+        Self { state, entry: Some(entry.clone()), since: Some(Timestamp(since)), cause: cause(trouble) }
+    }
+}
+
+impl MembershipReport {
+    fn of(membership: &Membership) -> Self {
+        let selected = |state, selection: &Selection| Self {
+            state,
+            services: selection.services.clone(),
+            ports: selection.ports.clone(),
+            tls: selection.tls,
+            cause: selection.mismatch.clone(),
+        };
+        let lacking = |state, cause: &str| Self { state, cause: Some(cause.to_owned()), ..Self::default() };
+        match membership {
+            Membership::Unknown { cause } => lacking(MembershipState::Unknown, cause),
+            Membership::NotSelected => lacking(
+                MembershipState::NotSelected,
+                "no Service or ServiceEntry selects this workload; give one a selector that matches its labels",
+            ),
+            Membership::Listed(selection) => selected(MembershipState::Listed, selection),
+            Membership::Withheld(selection) => selected(MembershipState::Withheld, selection),
+        }
+    }
+}
+
+impl HealthReport {
+    fn of(health: &Health) -> Self {
+        match health {
+            Health::Unknown => Self { state: HealthState::Unknown, message: None },
+            Health::Healthy => Self { state: HealthState::Healthy, message: None },
+            Health::Unhealthy { message } => Self { state: HealthState::Unhealthy, message: Some(message.clone()) },
+            Health::Parked { cause } => Self { state: HealthState::Parked, message: Some(cause.clone()) },
+        }
+    }
+}
+
+impl AddressReport {
+    fn of(addresses: &Addresses) -> Self {
+        let candidates = addresses.candidates.iter();
+        Self {
+            primary: addresses.primary,
+            all: addresses.all.clone(),
+            candidates: candidates.map(|c| CandidateReport { ip: c.ip, reason: c.reason.clone() }).collect(),
+        }
+    }
+}
+
+impl PublicationReport {
+    fn of(publisher: &str, publication: &Publication) -> Self {
+        Self {
+            publisher: publisher.to_owned(),
+            serial: publication.serial.clone(),
+            cause: cause(publication.trouble.as_ref()),
+        }
+    }
+}

@@ -1,0 +1,237 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::{
+    spiffe::{KeyKind, PrivateKey, SpiffeId, X509Context},
+    status::*,
+};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
+
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+
+fn at(seconds: u64) -> SystemTime {
+    NOW + Duration::from_secs(seconds)
+}
+
+/// A certificate that is valid from 0 to 1000 s after the epoch.
+fn context() -> Arc<X509Context> {
+    let id: SpiffeId = "spiffe://cluster.local/ns/vms/sa/payments".parse().unwrap();
+    let ca_key = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    (ca.not_before, ca.not_after) = (at(0).into(), at(1000).into());
+    let root = ca.self_signed(&ca_key).unwrap().pem();
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    let mut leaf = CertificateParams::new(Vec::new()).unwrap();
+    leaf.subject_alt_names = vec![SanType::URI(id.as_str().try_into().unwrap())];
+    (leaf.not_before, leaf.not_after) = (at(0).into(), at(1000).into());
+    let pair = KeyPair::from_pem(key.pem()).unwrap();
+    let leaf = leaf.signed_by(&pair, &Issuer::from_params(&ca, &ca_key)).unwrap().pem();
+    X509Context::from_answer(&id, key, &[leaf, root], at(1)).unwrap()
+}
+
+fn trouble(kind: &'static str, cause: &str) -> Trouble {
+    Trouble { since: at(5), kind, cause: cause.to_owned() }
+}
+
+/// The writing ends, with the workload that reads them.
+struct Writers {
+    identity: watch::Sender<Identity>,
+    registration: watch::Sender<Registration>,
+    membership: watch::Sender<Membership>,
+    health: watch::Sender<Health>,
+    addresses: watch::Sender<Addresses>,
+    files: watch::Sender<Publication>,
+    workload: WorkloadStatus,
+}
+
+fn payments() -> Writers {
+    let (identity, i) = watch::channel(Identity::default());
+    let (registration, r) = watch::channel(Registration::default());
+    let (membership, m) = watch::channel(Membership::default());
+    let (health, h) = watch::channel(Health::default());
+    let (addresses, a) = watch::channel(Addresses::default());
+    let (files, f) = watch::channel(Publication::default());
+    let publications = vec![("files", f)];
+    let facts = Facts { identity: i, registration: r, membership: m, health: h, addresses: a, publications };
+    let workload = WorkloadStatus {
+        name: "payments".to_owned(),
+        spiffe_id: Some("spiffe://cluster.local/ns/vms/sa/payments".to_owned()),
+        registers: true,
+        broken: Vec::new(),
+        ignored: vec!["ISTIO_META_DNS_CAPTURE".to_owned()],
+        facts: Some(facts),
+    };
+    Writers { identity, registration, membership, health, addresses, files, workload }
+}
+
+fn broken() -> WorkloadStatus {
+    WorkloadStatus {
+        name: "orders".to_owned(),
+        spiffe_id: None,
+        registers: false,
+        broken: vec!["cluster.env:3: no assignment; remove the line".to_owned()],
+        ignored: Vec::new(),
+        facts: None,
+    }
+}
+
+fn entry() -> String {
+    "vms/payments-10.0.0.7".to_owned()
+}
+
+fn registered(trouble: Option<Trouble>) -> Registration {
+    Registration::Registered { entry: entry(), since: at(3), trouble }
+}
+
+#[test]
+fn identity_has_five_states() {
+    use IdentityState as S;
+    let current = Some(context());
+    let refused = trouble(Trouble::NEW_CERTIFICATE_REFUSED, "istiod does not accept what it issued; restart it");
+    let other = trouble("ca_unavailable", "no answer");
+    let absent = Registration::Absent;
+    for (state, current, dead, registration, now) in [
+        (S::None, &None, false, &absent, 2),
+        (S::Valid, &current, false, &absent, 2),
+        (S::Valid, &current, false, &registered(Some(other)), 2),
+        (S::Refused, &current, false, &registered(Some(refused.clone())), 2),
+        (S::Expired, &current, false, &registered(Some(refused)), 1000),
+        (S::Dead, &current, true, &absent, 2),
+        (S::Dead, &None, true, &absent, 2),
+    ] {
+        let identity = Identity { current: current.clone(), credentials_dead: dead, ..Identity::default() };
+        let report = IdentityReport::of(&identity, registration, at(now));
+        assert_eq!(report.state, state);
+        let told = report.cause.as_deref() == Some("istiod does not accept what it issued; restart it");
+        assert!(told || state != S::Refused, "{report:?}");
+        assert_eq!(report.not_after, current.as_ref().map(|_| Timestamp(at(1000))));
+    }
+}
+
+#[test]
+fn a_workload_is_ready_with_certificate_and_registration_only() {
+    let w = payments();
+    let look = || WorkloadReport::of(&w.workload, at(10));
+    assert_eq!(look().cause.as_deref(), Some("no certificate yet"));
+    w.identity.send_modify(|i| i.trouble = Some(trouble("ca_unavailable", "istiod: refused; start it")));
+    assert_eq!(look().cause.as_deref(), Some("istiod: refused; start it"));
+    w.identity.send_modify(|i| i.current = Some(context()));
+    assert_eq!(look().cause.as_deref(), Some("not registered yet"));
+    w.registration.send_replace(Registration::Asked { entry: entry(), since: at(2) });
+    assert_eq!(look().cause.as_deref(), Some("registration asked for, no answer yet"));
+    w.registration.send_replace(Registration::Parked { entry: entry(), trouble: trouble("no_group", "create it") });
+    assert_eq!(look().cause.as_deref(), Some("create it"));
+    w.registration.send_replace(registered(None));
+    assert!(look().ready && look().cause.is_none(), "a renewal that fails does not unready: {:?}", look());
+    let late = WorkloadReport::of(&w.workload, at(1000));
+    assert!(!late.ready && late.identity.state == IdentityState::Expired);
+    let mut unregistered = payments();
+    unregistered.identity.send_modify(|i| i.current = Some(context()));
+    unregistered.workload.registers = false;
+    assert!(WorkloadReport::of(&unregistered.workload, at(10)).ready);
+}
+
+#[test]
+fn the_host_is_ready_when_all_workloads_are() {
+    let w = payments();
+    let (sender, receiver) = watch::channel(Workloads::default());
+    let status = Status::new(receiver);
+    assert_eq!(status.report(NOW).summary(), "there is no workload");
+    sender.send_modify(|all| all.note = Some("no bundle in /etc/we-agent".to_owned()));
+    assert_eq!(status.report(NOW).summary(), "no bundle in /etc/we-agent");
+    sender.send_replace(Workloads { list: vec![w.workload.clone()], note: None });
+    assert_eq!(status.report(NOW).summary(), "0 of 1 workload ready; payments: no certificate yet");
+    w.identity.send_modify(|i| i.current = Some(context()));
+    w.registration.send_replace(registered(None));
+    assert_eq!(status.report(at(9)).summary(), "1 of 1 workload ready");
+    assert!(status.report(at(9)).ready);
+    sender.send_modify(|all| all.list.insert(0, broken()));
+    let report = status.report(at(9));
+    assert_eq!(report.summary(), "1 of 2 workloads ready; orders: cluster.env:3: no assignment; remove the line");
+    assert!(!report.ready);
+}
+
+#[test]
+fn json_has_the_documented_words_and_reads_back() {
+    let w = payments();
+    w.identity.send_modify(|i| {
+        i.current = Some(context());
+        i.renew_at = Some(at(500));
+    });
+    w.registration.send_replace(registered(None));
+    let selection = Selection {
+        services: vec!["payments.vms.svc.cluster.local:80".to_owned()],
+        ports: vec![8080],
+        tls: Some(true),
+        mismatch: None,
+    };
+    w.membership.send_replace(Membership::Withheld(selection));
+    w.health.send_replace(Health::Unhealthy { message: "status code 503".to_owned() });
+    let ip = "10.0.0.7".parse().unwrap();
+    let candidates = vec![Candidate { ip, reason: "source of the route to istiod".to_owned() }];
+    w.addresses.send_replace(Addresses { primary: Some(ip), all: vec![ip], candidates });
+    w.files.send_replace(Publication { serial: Some("0a".to_owned()), trouble: None });
+    let workloads = Workloads { list: vec![broken(), w.workload.clone()], note: None };
+    let report = Status::new(watch::channel(workloads).1).report(at(9));
+    let json = serde_json::to_value(&report).unwrap();
+    let serial = report.workloads[1].identity.serial.clone();
+    assert_eq!(
+        json["workloads"][1],
+        serde_json::json!({
+            "name": "payments",
+            "spiffe_id": "spiffe://cluster.local/ns/vms/sa/payments",
+            "ready": true,
+            "cause": null,
+            "identity": {
+                "state": "valid", "serial": serial, "not_before": "1970-01-01T00:00:00Z",
+                "not_after": "1970-01-01T00:16:40Z", "renew_at": "1970-01-01T00:08:20Z", "cause": null,
+            },
+            "registration": {
+                "state": "registered", "entry": "vms/payments-10.0.0.7", "since": "1970-01-01T00:00:03Z", "cause": null,
+            },
+            "membership": {
+                "state": "withheld", "services": ["payments.vms.svc.cluster.local:80"], "ports": [8080], "tls": true,
+                "cause": null,
+            },
+            "health": { "state": "unhealthy", "message": "status code 503" },
+            "address": {
+                "primary": "10.0.0.7", "all": ["10.0.0.7"],
+                "candidates": [{ "ip": "10.0.0.7", "reason": "source of the route to istiod" }],
+            },
+            "files": [{ "publisher": "files", "serial": "0a", "cause": null }],
+            "ignored": ["ISTIO_META_DNS_CAPTURE"],
+            "broken": [],
+        })
+    );
+    assert_eq!(json["workloads"][0]["identity"]["state"], "none");
+    assert_eq!(json["ready"], false);
+    assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report);
+}
+
+#[tokio::test]
+async fn every_fact_wakes_whoever_waits_and_nothing_else_does() {
+    let w = payments();
+    let (sender, receiver) = watch::channel(Workloads::default());
+    let mut status = Status::new(receiver);
+    sender.send_modify(|all| all.list.push(w.workload.clone()));
+    let soon = Duration::from_secs(5);
+    let quiet = Duration::from_millis(20);
+    tokio::time::timeout(soon, status.changed()).await.unwrap();
+    let news: [&dyn Fn(); 6] = [
+        &|| w.identity.send_modify(|_| {}),
+        &|| w.registration.send_modify(|_| {}),
+        &|| w.membership.send_modify(|_| {}),
+        &|| w.health.send_modify(|_| {}),
+        &|| w.addresses.send_modify(|_| {}),
+        &|| sender.send_modify(|_| {}),
+    ];
+    for tell in news {
+        assert!(tokio::time::timeout(quiet, status.changed()).await.is_err());
+        tell();
+        tokio::time::timeout(soon, status.changed()).await.unwrap();
+    }
+    drop((w, sender));
+    assert!(tokio::time::timeout(quiet, status.changed()).await.is_err(), "a writer that is gone wakes nobody");
+}

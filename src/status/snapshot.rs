@@ -1,0 +1,108 @@
+//! All facts of all workloads, to be read at once or waited for.
+
+use super::{Facts, Report, WorkloadReport};
+use std::{future::Future, pin::pin, task::Poll, time::SystemTime};
+use tokio::sync::watch;
+
+/// What is known of one workload before any loop runs, and the reading ends of its facts.
+#[derive(Debug, Clone)]
+pub struct WorkloadStatus {
+    /// The name of its directory.
+    pub name: String,
+    /// Who it is; none while its bundle is broken.
+    pub spiffe_id: Option<String>,
+    /// Whether it shall be registered: its bundle names a WorkloadGroup.
+    pub registers: bool,
+    /// The mistakes of its bundle, each with cause and fix. While there is one, nothing runs.
+    pub broken: Vec<String>,
+    /// The keys of its bundle that we do not obey.
+    pub ignored: Vec<String>,
+    /// Its facts; none while its bundle is broken.
+    pub facts: Option<Facts>,
+}
+
+/// Every workload of this host; written by the agent.
+#[derive(Debug, Clone, Default)]
+pub struct Workloads {
+    /// In the order of their names.
+    pub list: Vec<WorkloadStatus>,
+    /// What concerns the host as a whole, with cause and fix, say that there is no bundle.
+    pub note: Option<String>,
+}
+
+/// All facts. Cheap to clone; each clone notices changes for itself.
+#[derive(Debug, Clone)]
+pub struct Status {
+    workloads: watch::Receiver<Workloads>,
+    /// The facts that [`Status::changed`] waits for.
+    watched: Vec<Facts>,
+}
+
+impl Status {
+    /// Reads what the agent writes into `workloads`.
+    pub fn new(mut workloads: watch::Receiver<Workloads>) -> Self {
+        let watched = watched(&workloads.borrow_and_update());
+        Self { workloads, watched }
+    }
+
+    /// Everything as it is at `now`.
+    pub fn report(&self, now: SystemTime) -> Report {
+        let workloads = self.workloads.borrow();
+        let list: Vec<_> = workloads.list.iter().map(|workload| WorkloadReport::of(workload, now)).collect();
+        Report::new(list, workloads.note.clone(), now)
+    }
+
+    /// Waits until a fact has changed since the last call. Dropping the future loses nothing.
+    pub async fn changed(&mut self) {
+        let listed = {
+            let mut facts: Vec<_> = self.watched.iter_mut().map(|facts| Box::pin(facts.changed())).collect();
+            let mut list = pin!(news(&mut self.workloads));
+            std::future::poll_fn(|context| {
+                if list.as_mut().poll(context).is_ready() {
+                    return Poll::Ready(true);
+                }
+                match facts.iter_mut().any(|facts| facts.as_mut().poll(context).is_ready()) {
+                    true => Poll::Ready(false),
+                    false => Poll::Pending,
+                }
+            })
+            .await
+        };
+        if listed {
+            self.watched = watched(&self.workloads.borrow());
+        }
+    }
+}
+
+/// Their facts, as seen: whoever learns of a new list reads it all anyway.
+fn watched(workloads: &Workloads) -> Vec<Facts> {
+    let mut watched: Vec<_> = workloads.list.iter().filter_map(|workload| workload.facts.clone()).collect();
+    for facts in &mut watched {
+        facts.identity.mark_unchanged();
+        facts.registration.mark_unchanged();
+        facts.membership.mark_unchanged();
+        facts.health.mark_unchanged();
+        facts.addresses.mark_unchanged();
+    }
+    watched
+}
+
+impl Facts {
+    /// Waits until one of the facts that decide about readiness, or membership, health or address, has changed.
+    pub async fn changed(&mut self) {
+        tokio::select! {
+            () = news(&mut self.identity) => {}
+            () = news(&mut self.registration) => {}
+            () = news(&mut self.membership) => {}
+            () = news(&mut self.health) => {}
+            () = news(&mut self.addresses) => {}
+        }
+    }
+}
+
+/// A fact whose writer is gone does not change any more.
+async fn news<T>(fact: &mut watch::Receiver<T>) {
+    if fact.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
