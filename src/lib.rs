@@ -1,5 +1,6 @@
 //! we-agent
 
+pub mod health;
 mod proto;
 pub mod spiffe;
 pub mod status;

@@ -1,4 +1,8 @@
-//! The host: where its files are.
+//! The host: where its files are, and what its names mean.
+
+mod resolver;
+
+pub use resolver::Resolver;
 
 use std::path::{Path, PathBuf};
 
