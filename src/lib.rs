@@ -1,5 +1,6 @@
 //! we-agent
 
+pub mod address;
 pub mod health;
 mod proto;
 pub mod spiffe;

@@ -34,8 +34,9 @@ pub(super) async fn dial(host: &str, port: u16, source: Source) -> Result<TcpStr
 }
 
 async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
-    // RFC 6761: `localhost` is loopback. Nobody is asked, so no thread is needed for the commonest name.
-    if host.eq_ignore_ascii_case("localhost") {
+    // RFC 6761: `localhost` and the names below it are loopback. Nobody is asked, so the commonest name needs no thread.
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    if name == "localhost" || name.ends_with(".localhost") {
         return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
     }
     match lookup_host((host, port)).await {
