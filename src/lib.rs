@@ -1,10 +1,14 @@
 //! we-agent
 
+pub mod address;
 pub mod admin;
 pub mod config;
+pub mod control;
+pub mod health;
 pub mod identity;
 mod proto;
 pub mod publish;
+pub mod session;
 pub mod spiffe;
 pub mod status;
 pub mod system;

@@ -1,8 +1,12 @@
-//! The host: where its files are, and how they are written.
+//! The host: where its files are, how they are written and watched, and what its names mean.
 
 mod dir;
+mod resolver;
+mod watch;
 
 pub use dir::{Access, Dir, DirError};
+pub use resolver::Resolver;
+pub use watch::FileWatch;
 
 use std::path::{Path, PathBuf};
 

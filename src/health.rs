@@ -1,0 +1,114 @@
+//! The loop that owns the verdict on the application: it runs the readiness probe, counts, and says what changed.
+//!
+//! Times and thresholds are istio-agent's: the initial delay counts from the start of the agent, the first probe runs
+//! at once after it, and the ticks of the period begin when that first probe has ended. A tick that a slow probe
+//! overran fires when the probe ends; further missed ones are dropped.
+
+mod dial;
+mod exec;
+mod grpc;
+mod http;
+mod prober;
+mod threshold;
+mod tls;
+
+use crate::{
+    status::{Addresses, Health},
+    workload::ReadinessProbe,
+};
+use prober::Prober;
+use std::future::Future;
+use threshold::Threshold;
+use tokio::{
+    sync::watch,
+    time::{Instant, MissedTickBehavior, interval_at, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+/// The longest text of a failure, in characters: it ends in the status of a WorkloadEntry, and parts of it come from
+/// what was probed.
+const LONGEST_TEXT: usize = 1024;
+
+/// What this host decides about probes; the rest is the WorkloadGroup's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ProbeSettings {
+    /// Commands may be run. Without this consent an exec probe parks the verdict: who administers the mesh must not
+    /// thereby get a shell on the host.
+    pub allow_exec: bool,
+    /// HTTPS probes verify the certificate against the roots of the operating system (`SSL_CERT_FILE` is obeyed).
+    pub verify_tls: bool,
+    /// Probe `localhost` rather than the workload's address (`REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION`, which
+    /// istioctl sets for an external address: that one is not on this host).
+    pub localhost: bool,
+}
+
+/// Why one probe failed, in words that operators of Istio know.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unhealthy(String);
+
+impl Unhealthy {
+    fn new(text: impl AsRef<str>) -> Self {
+        Self(text.as_ref().chars().take(LONGEST_TEXT).collect())
+    }
+}
+
+/// Probes the application until `shutdown`, and writes `fact`, whose only writer it is. Without a probe the verdict
+/// stays [`Health::Unknown`]; a probe that this host does not allow is [`Health::Parked`].
+pub async fn run(
+    probe: Option<ReadinessProbe>,
+    settings: ProbeSettings,
+    addresses: watch::Receiver<Addresses>,
+    fact: watch::Sender<Health>,
+    shutdown: CancellationToken,
+) {
+    let Some(probe) = probe else { return shutdown.cancelled().await };
+    match Prober::new(&probe, settings) {
+        Ok(prober) => {
+            let (prober, addresses) = (&prober, &addresses);
+            let attempt = || async move {
+                let primary = addresses.borrow().primary;
+                prober.probe(primary).await
+            };
+            shutdown.run_until_cancelled(keep_verdict(&probe, attempt, &fact)).await;
+        }
+        Err(cause) => {
+            warn!(%cause, "health cannot be probed");
+            fact.send_replace(Health::Parked { cause });
+            shutdown.cancelled().await;
+        }
+    }
+}
+
+/// The loop itself; `attempt` is one probe.
+async fn keep_verdict<A, F>(probe: &ReadinessProbe, mut attempt: A, fact: &watch::Sender<Health>)
+where
+    A: FnMut() -> F,
+    F: Future<Output = Result<(), Unhealthy>>,
+{
+    let mut threshold = Threshold::new(probe);
+    sleep(probe.initial_delay).await;
+    let mut outcome = attempt().await;
+    let mut ticks = interval_at(Instant::now() + probe.period, probe.period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+    loop {
+        if let Some(verdict) = threshold.count(outcome) {
+            say(&verdict);
+            fact.send_replace(verdict);
+        }
+        ticks.tick().await;
+        outcome = attempt().await;
+    }
+}
+
+fn say(verdict: &Health) {
+    match verdict {
+        Health::Healthy => info!("the application is healthy"),
+        Health::Unhealthy { message } => warn!(cause = %message, "the application is unhealthy"),
+        Health::Unknown | Health::Parked { .. } => {}
+    }
+}
+
+#[cfg(test)]
+mod tests;

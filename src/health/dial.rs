@@ -1,0 +1,110 @@
+//! Connecting to what is probed, and saying why it failed in the words of Istio's own agent.
+
+use nix::errno::Errno;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+};
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
+
+/// The source addresses that Istio's packet rules exempt from capture, so that a probe reaches the application itself.
+const EXEMPT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
+const EXEMPT_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0, 0, 0, 0, 0, 0, 0, 6));
+
+/// Where a connection comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Source {
+    /// As the routes say.
+    Ordinary,
+    /// The address of the target's family that is exempt from capture, where that can work: to an address of this host
+    /// (a loopback source reaches nothing else), and for IPv6 only if somebody gave `::6` to an interface.
+    Exempt,
+}
+
+/// Connects to the first address of `host` that answers; an error is the first address's.
+pub(super) async fn dial(host: &str, port: u16, source: Source) -> Result<TcpStream, String> {
+    let mut failure = None;
+    for target in resolve(host, port).await? {
+        match connect(target, source).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    Err(failure.unwrap_or_else(|| format!("dial tcp: lookup {host}: no such host")))
+}
+
+async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+    // RFC 6761: `localhost` and the names below it are loopback. Nobody is asked, so the commonest name needs no thread.
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    if name == "localhost" || name.ends_with(".localhost") {
+        return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
+    }
+    match lookup_host((host, port)).await {
+        Ok(found) => Ok(found.collect()),
+        Err(error) => Err(format!("dial tcp: lookup {host}: {error}")),
+    }
+}
+
+async fn connect(target: SocketAddr, source: Source) -> Result<TcpStream, String> {
+    let open = || if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+    let failed = |from: &str, error: &io::Error| format!("dial tcp {from}{target}: connect: {}", words(error));
+    let mut socket = open().map_err(|e| failed("", &e))?;
+    let mut from = String::new();
+    if source == Source::Exempt && is_of_this_host(target.ip()) {
+        let exempt = SocketAddr::new(if target.is_ipv4() { EXEMPT_V4 } else { EXEMPT_V6 }, 0);
+        match socket.bind(exempt) {
+            Ok(()) => from = format!("{exempt}->"),
+            Err(_) => socket = open().map_err(|e| failed("", &e))?,
+        }
+    }
+    socket.connect(target).await.map_err(|e| failed(&from, &e))
+}
+
+/// Only an address of this host can be bound.
+fn is_of_this_host(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// What the kernel says, without a number and in lower case.
+pub(super) fn words(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(code) => Errno::from_raw(code).desc().to_lowercase(),
+        None => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn the_source_follows_the_family_of_the_target() {
+        let v4 = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = v4.local_addr().unwrap().port();
+        let (_kept, accepted) = tokio::join!(dial("127.0.0.1", port, Source::Exempt), v4.accept());
+        assert_eq!(accepted.unwrap().1.ip(), EXEMPT_V4);
+        let (_kept, accepted) = tokio::join!(dial("127.0.0.1", port, Source::Ordinary), v4.accept());
+        assert_eq!(accepted.unwrap().1.ip(), IpAddr::V4(Ipv4Addr::LOCALHOST));
+        // No interface has ::6 here, and the probe works all the same.
+        let Ok(v6) = TcpListener::bind("[::1]:0").await else { return };
+        let port = v6.local_addr().unwrap().port();
+        let (stream, accepted) = tokio::join!(dial("::1", port, Source::Exempt), v6.accept());
+        assert!(stream.is_ok() && accepted.is_ok());
+    }
+
+    #[tokio::test]
+    async fn failures_name_both_ends() {
+        let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
+        assert_eq!(
+            dial("127.0.0.1", port, Source::Exempt).await.unwrap_err(),
+            format!("dial tcp 127.0.0.6:0->127.0.0.1:{port}: connect: connection refused")
+        );
+        assert_eq!(
+            dial("localhost", port, Source::Ordinary).await.unwrap_err(),
+            format!("dial tcp 127.0.0.1:{port}: connect: connection refused")
+        );
+        assert!(!is_of_this_host("192.0.2.77".parse().unwrap()));
+    }
+}
