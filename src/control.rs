@@ -12,7 +12,7 @@ mod link;
 mod tap;
 mod tls;
 
-pub use credential::Credential;
+pub use credential::{Credential, read_roots};
 pub use error::{Disposition, Error};
 pub use istiod::{Istiod, MembershipSettings, Xds};
 

@@ -3,8 +3,14 @@
 use crate::{
     spiffe::{X509Bundle, X509Context},
     status::Identity,
+    workload::token,
 };
-use std::{fs, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::SystemTime,
+};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -43,8 +49,6 @@ impl Rung {
 pub struct Credential {
     /// The token file; it may be absent.
     pub token: PathBuf,
-    /// The operator's root files for control plane and CA: the bundle's `root-cert.pem`, or what it names instead.
-    pub roots: PathBuf,
     /// The identity fact.
     pub identity: watch::Receiver<Identity>,
 }
@@ -66,30 +70,41 @@ impl Credential {
         (!token.is_empty()).then(|| Zeroizing::new(format!("Bearer {token}")))
     }
 
-    /// The roots to trust at a dial: the operator's file, and what the CA sent since then. A file that was replaced
+    /// Why the token is of no use at `now`, if that is plain from the file alone.
+    pub(crate) fn token_is_dead(&self, now: SystemTime) -> Option<String> {
+        let file = self.token.display();
+        let Ok(text) = fs::read_to_string(&self.token).map(Zeroizing::new) else {
+            return Some(format!("no certificate is valid, and the token {file} cannot be read"));
+        };
+        match token::facts(&text) {
+            Err(error) => Some(format!("no certificate is valid, and {file}: {error}")),
+            Ok(facts) => facts.expires.filter(|expires| *expires <= now).map(|expires| {
+                let expired = humantime::format_rfc3339_seconds(expires);
+                format!("no certificate is valid, and the token {file} expired at {expired}")
+            }),
+        }
+    }
+
+    /// The roots to trust at a dial: the operator's `file`, and what the CA sent since then. A file that was replaced
     /// after the CA's roots were received stands alone: the operator knows better than a cache.
     ///
     /// # Errors
     /// When the file is missing or holds no root.
-    pub(crate) fn trusted(&self) -> Result<X509Bundle, Error> {
-        let file = read_roots(&self.roots)?;
+    pub(crate) fn trusted(&self, file: &Path) -> Result<X509Bundle, Error> {
+        let file = read_roots(file)?;
         let identity = self.identity.borrow();
         Ok(match &identity.current {
             Some(context) if identity.anchors.as_ref() == Some(&file) => file.union(&context.bundle),
             _ => file,
         })
     }
-
-    /// The operator's roots alone.
-    ///
-    /// # Errors
-    /// As [`Credential::trusted`].
-    pub fn anchors(&self) -> Result<X509Bundle, Error> {
-        read_roots(&self.roots)
-    }
 }
 
-fn read_roots(file: &PathBuf) -> Result<X509Bundle, Error> {
+/// The roots in an operator's file.
+///
+/// # Errors
+/// When the file is missing or holds no root.
+pub fn read_roots(file: &Path) -> Result<X509Bundle, Error> {
     let error = |cause: String| Error::Roots { file: file.display().to_string(), cause };
     let pem = fs::read(file).map_err(|e| error(e.to_string()))?;
     X509Bundle::from_pem(&String::from_utf8_lossy(&pem)).map_err(|e| error(e.to_string()))

@@ -9,13 +9,15 @@ mod session;
 use super::{
     ControlPlane, Credential, Error, Post,
     credential::Rung,
-    link::{Link, Target, text},
+    link::{Link, text},
 };
 use crate::{
+    proto::envoy::config::core::v3::Node,
     spiffe::Csr,
+    status::Addresses,
     system::Resolver,
     time::Clock,
-    workload::{Authority, Workload},
+    workload::{Authority, Endpoint, Locality, Workload},
 };
 use std::{
     sync::{Arc, Weak},
@@ -50,6 +52,8 @@ pub struct Istiod {
     xds: Xds,
     /// None turns membership off.
     membership: Option<MembershipSettings>,
+    /// Where the platform says that we are.
+    cloud: Option<Locality>,
     clock: Clock,
     /// Connections that somebody still holds. The lock is kept during a dial, so that two callers share it; a dial is
     /// bounded.
@@ -71,21 +75,27 @@ impl Istiod {
         resolver: Resolver,
         xds: Xds,
         membership: Option<MembershipSettings>,
+        cloud: Option<Locality>,
         clock: Clock,
     ) -> Self {
-        Self { workload, credential, resolver, xds, membership, clock, links: Mutex::default() }
+        Self { workload, credential, resolver, xds, membership, cloud, clock, links: Mutex::default() }
     }
 
-    /// A connection to `authority` on `rung`: one that is open already, unless a `fresh` one is asked for.
-    async fn link(&self, authority: &Authority, rung: &Rung, fresh: bool) -> Result<Arc<Link>, Error> {
+    /// What a first request says of us. Not `registering`: an observer.
+    fn node(&self, addresses: &Addresses, registering: bool) -> Node {
+        (&self.workload.node(&addresses.all, self.cloud.as_ref(), registering)).into()
+    }
+
+    /// A connection to `endpoint` on `rung`: one that is open already, unless a `fresh` one is asked for.
+    async fn link(&self, endpoint: &Endpoint, rung: &Rung, fresh: bool) -> Result<Arc<Link>, Error> {
         let mut links = self.links.lock().await;
         links.retain(|link| link.strong_count() > 0);
-        let usable = |link: &Arc<Link>| link.is_open() && link.target == *authority && link.rung.same(rung);
+        let usable = |link: &Arc<Link>| link.is_open() && link.endpoint == *endpoint && link.rung.same(rung);
         if let Some(link) = links.iter().filter_map(Weak::upgrade).find(usable).filter(|_| !fresh) {
             return Ok(link);
         }
-        let target = Target { authority: authority.clone(), server_name: self.workload.server_name(authority) };
-        let link = Link::dial(&target, rung.clone(), &self.credential.trusted()?, &self.resolver).await?;
+        let roots = self.credential.trusted(&endpoint.roots)?;
+        let link = Link::dial(endpoint, rung.clone(), &roots, &self.resolver).await?;
         tracing::debug!(peer = %link.peer, credential = %rung.describe(), "connected");
         links.push(Arc::downgrade(&link));
         Ok(link)
@@ -93,16 +103,16 @@ impl Istiod {
 
     /// Makes `call` on the best credential that is accepted: steps down when a connection breaks before the first
     /// answer or the answer is about the credential, and stops at any other error.
-    async fn climb<T>(
+    async fn climb<T, F: Future<Output = Result<T, Error>>>(
         &self,
-        authority: &Authority,
+        endpoint: &Endpoint,
         rungs: Vec<Rung>,
         fresh: bool,
-        call: impl AsyncFn(Arc<Link>) -> Result<T, Error>,
+        call: impl Fn(Arc<Link>) -> F,
     ) -> Result<Reached<T>, Error> {
         let mut refused: Option<Error> = None;
         for rung in rungs {
-            let answer = match self.link(authority, &rung, fresh).await {
+            let answer = match self.link(endpoint, &rung, fresh).await {
                 Ok(link) => call(link).await,
                 Err(error) => Err(error),
             };
@@ -153,11 +163,12 @@ impl Istiod {
 
     /// An error of a call: istiod's own answer, or a connection that broke.
     async fn failure(&self, call: &'static str, link: &Link, status: Status) -> Error {
-        match std::error::Error::source(&status) {
+        let transport = std::error::Error::source(&status).map(text);
+        match transport {
             None => refusal::classify(call, status.code(), status.message()),
-            Some(source) => {
-                let cause = link.end().await.unwrap_or_else(|| text(source));
-                Error::Dropped { address: link.target.to_string(), credential: link.rung.describe(), cause }
+            Some(said) => {
+                let cause = link.end().await.unwrap_or(said);
+                Error::Dropped { address: link.address(), credential: link.rung.describe(), cause }
             }
         }
     }

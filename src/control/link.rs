@@ -1,7 +1,7 @@
 //! One HTTP/2 connection to the control plane: dialled with one credential, which it keeps.
 
 use super::{Error, credential::Rung, tap::Tap, tls};
-use crate::{spiffe::X509Bundle, system::Resolver, workload::Authority};
+use crate::{spiffe::X509Bundle, system::Resolver, workload::Endpoint};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
@@ -23,14 +23,6 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Flow-control windows, as Istio's agent has them.
 const WINDOW: u32 = 1 << 20;
 
-/// Where to dial and whom to expect there.
-#[derive(Debug, Clone)]
-pub(crate) struct Target {
-    pub(crate) authority: Authority,
-    /// Name for SNI and verification.
-    pub(crate) server_name: String,
-}
-
 /// How a connection ended, as far as its own task knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum End {
@@ -45,7 +37,7 @@ pub(crate) enum End {
 /// A live connection. It ends when the last holder lets go of it.
 #[derive(Debug)]
 pub(crate) struct Link {
-    pub(crate) target: Authority,
+    pub(crate) endpoint: Endpoint,
     pub(crate) rung: Rung,
     /// The address that was reached.
     pub(crate) peer: SocketAddr,
@@ -57,23 +49,23 @@ pub(crate) struct Link {
 impl Link {
     /// Resolves, connects, shakes hands. Nothing of a credential is sent before the server is verified.
     pub(crate) async fn dial(
-        target: &Target,
+        endpoint: &Endpoint,
         rung: Rung,
         roots: &X509Bundle,
         resolver: &Resolver,
     ) -> Result<Arc<Self>, Error> {
-        let Authority { host, port } = &target.authority;
-        let address = target.authority.to_string();
+        let (host, port) = (&endpoint.authority.host, endpoint.authority.port);
+        let address = endpoint.authority.to_string();
         let resolve = |cause: String| Error::Resolve { host: host.clone(), cause };
-        let found = timeout(DIAL, resolver.lookup(host, *port)).await;
+        let found = timeout(DIAL, resolver.lookup(host, port)).await;
         let found = found.map_err(|_| resolve("no answer in time".to_owned()))?.map_err(|e| resolve(e.to_string()))?;
         let tcp = connect(&address, &found).await?;
         let peer = tcp.peer_addr().map_err(|e| Error::Connect { address: address.clone(), cause: e.to_string() })?;
 
         let untrusted = |e: &rustls::Error| Error::Untrusted { address: address.clone(), cause: e.to_string(), fix: fix(e) };
         let config = tls::client_config(roots, &rung).map_err(|e| untrusted(&e))?;
-        let name = ServerName::try_from(target.server_name.clone())
-            .map_err(|e| Error::Invalid(format!("server name {:?}: {e}", target.server_name)))?;
+        let name = ServerName::try_from(endpoint.server_name.clone())
+            .map_err(|e| Error::Invalid(format!("server name {:?}: {e}", endpoint.server_name)))?;
         let dropped = |cause: String| Error::Dropped { address: address.clone(), credential: rung.describe(), cause };
         let shaken = timeout(DIAL, TlsConnector::from(Arc::new(config)).connect(name, tcp)).await;
         let stream = shaken.map_err(|_| Error::Timeout { call: "TLS handshake", address: address.clone(), within: DIAL })?;
@@ -100,7 +92,12 @@ impl Link {
                 Err(e) => End::Broken(text(&e)),
             });
         });
-        Ok(Arc::new(Self { target: target.authority.clone(), rung, peer, sender, goaway, end }))
+        Ok(Arc::new(Self { endpoint: endpoint.clone(), rung, peer, sender, goaway, end }))
+    }
+
+    /// `host:port`, for messages.
+    pub(crate) fn address(&self) -> String {
+        self.endpoint.authority.to_string()
     }
 
     /// Whether new calls can be made on it.

@@ -91,7 +91,7 @@ pub(super) struct Stream {
 impl Stream {
     /// A stream on `link`. Nothing is sent before the first subscription; the call is made by [`Stream::next`].
     pub(super) fn new(istiod: &Istiod, link: Arc<Link>, node: Node, xds: Xds, max_bytes: usize) -> Result<Self, Error> {
-        let mut client = Client::with_origin(link.channel(), origin(&link.target)).max_decoding_message_size(max_bytes);
+        let mut client = Client::with_origin(link.channel(), origin(&link.endpoint.authority)).max_decoding_message_size(max_bytes);
         let wire = match xds {
             Xds::Delta => {
                 let (requests, sent) = mpsc::unbounded_channel();
@@ -167,7 +167,7 @@ impl Stream {
                 Ok(Some(received)) => received,
                 Ok(None) => {
                     let cause = self.link.end().await.unwrap_or_else(|| "istiod ended the stream".to_owned());
-                    return Err(Error::Ended { address: self.link.target.to_string(), cause });
+                    return Err(Error::Ended { address: self.link.address(), cause });
                 }
                 Err(status) => return Err(istiod.failure(CALL, &self.link, status).await),
             };

@@ -24,10 +24,10 @@ const WAITS: [Duration; 4] =
 
 /// One round: up to five attempts with the same request, only after errors that a moment may mend.
 pub(super) async fn sign(istiod: &Istiod, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
-    let authority = &istiod.workload.ca;
+    let endpoint = &istiod.workload.ca;
     for wait in WAITS {
         let rungs = istiod.credential.rungs(istiod.clock.now());
-        match istiod.climb(authority, rungs, false, async |link| create(istiod, &link, csr, ttl).await).await {
+        match istiod.climb(endpoint, rungs, false, |link| create(istiod, link, csr, ttl)).await {
             Ok(reached) => return Ok(reached.value),
             Err(error) if is_passing(&error) => {
                 tracing::debug!(cause = %error, "certificate request failed, trying again in this round");
@@ -37,7 +37,7 @@ pub(super) async fn sign(istiod: &Istiod, csr: &Csr, ttl: Duration) -> Result<Ve
         }
     }
     let rungs = istiod.credential.rungs(istiod.clock.now());
-    let reached = istiod.climb(authority, rungs, false, async |link| create(istiod, &link, csr, ttl).await).await?;
+    let reached = istiod.climb(endpoint, rungs, false, |link| create(istiod, link, csr, ttl)).await?;
     Ok(reached.value)
 }
 
@@ -52,7 +52,7 @@ fn is_passing(error: &Error) -> bool {
     }
 }
 
-async fn create(istiod: &Istiod, link: &Arc<Link>, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
+async fn create(istiod: &Istiod, link: Arc<Link>, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
     // Istio's agent always sends the key; an empty signer is the built-in one.
     let signer = Value { kind: Some(Kind::StringValue(String::new())) };
     let message = IstioCertificateRequest {
@@ -60,12 +60,12 @@ async fn create(istiod: &Istiod, link: &Arc<Link>, csr: &Csr, ttl: Duration) -> 
         validity_duration: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
         metadata: Some(Struct { fields: [("CertSigner".to_owned(), signer)].into() }),
     };
-    let request = istiod.request(message, link)?;
-    let mut client = IstioCertificateServiceClient::with_origin(link.channel(), origin(&link.target))
+    let request = istiod.request(message, &link)?;
+    let mut client = IstioCertificateServiceClient::with_origin(link.channel(), origin(&link.endpoint.authority))
         .max_decoding_message_size(MAX_ANSWER);
     match timeout(DEADLINE, client.create_certificate(request)).await {
         Ok(Ok(answer)) => Ok(answer.into_inner().cert_chain),
-        Ok(Err(status)) => Err(istiod.failure(CALL, link, status).await),
-        Err(_) => Err(Error::Timeout { call: CALL, address: link.target.to_string(), within: DEADLINE }),
+        Ok(Err(status)) => Err(istiod.failure(CALL, &link, status).await),
+        Err(_) => Err(Error::Timeout { call: CALL, address: link.address(), within: DEADLINE }),
     }
 }

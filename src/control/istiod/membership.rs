@@ -267,7 +267,7 @@ async fn ask(
     addresses: &Addresses,
     settings: MembershipSettings,
 ) -> Result<Known, Error> {
-    let node = istiod.workload.node(&addresses.all, false);
+    let node = istiod.node(addresses, false);
     let mut stream = Stream::new(istiod, link, node, istiod.xds, settings.max_bytes)?;
     stream.watch_clusters();
     let mut known = Known::default();

@@ -68,7 +68,9 @@ type Opening<'a> = Pin<Box<dyn Future<Output = Result<Live, Error>> + Send + 'a>
 pub(super) async fn hold(istiod: &Istiod, post: &mut Post) -> Result<(), Error> {
     let addresses = post.addresses.borrow_and_update().clone();
     let (entry, since) = (entry(istiod, &addresses)?, istiod.clock.now());
-    set(&post.registration, Registration::Asked { entry, since });
+    if *post.registration.borrow() == Registration::Absent {
+        post.registration.send_replace(Registration::Asked { entry, since });
+    }
     let mut identity = istiod.credential.identity.clone();
     identity.mark_unchanged();
     let rungs = istiod.credential.rungs(since);
@@ -82,7 +84,11 @@ pub(super) async fn hold(istiod: &Istiod, post: &mut Post) -> Result<(), Error> 
 
 fn entry(istiod: &Istiod, addresses: &Addresses) -> Result<String, Error> {
     let primary = addresses.primary.ok_or_else(|| Error::Invalid("this host has no usable address yet".to_owned()))?;
-    istiod.workload.entry(primary).map_err(|e| Error::Invalid(e.to_string()))
+    match istiod.workload.entry(primary) {
+        Ok(Some(entry)) => Ok(entry),
+        Ok(None) => Err(Error::Invalid("the bundle names no WorkloadGroup (ISTIO_META_AUTO_REGISTER_GROUP)".to_owned())),
+        Err(error) => Err(Error::Invalid(error.to_string())),
+    }
 }
 
 /// Opens a stream and waits for the answer that acknowledges the registration. Verdicts are reported meanwhile.
@@ -96,11 +102,12 @@ async fn open(
 ) -> Result<Live, Error> {
     let names = if names.is_empty() { BTreeSet::from([NOBODY.to_owned()]) } else { names };
     let begin = Instant::now();
-    let attempt = async |link: Arc<Link>| {
-        let node = istiod.workload.node(&addresses.all, true);
+    let (ours, watched, verdict) = (&addresses, &names, &health);
+    let attempt = |link: Arc<Link>| async move {
+        let node = istiod.node(ours, true);
         let mut stream = Stream::new(istiod, link.clone(), node, istiod.xds, MAX_ANSWER)?;
-        stream.watch_endpoints(names.clone());
-        let mut health = health.clone();
+        stream.watch_endpoints(watched.clone());
+        let mut health = verdict.clone();
         stream.report(&health.borrow_and_update());
         let answered = async {
             loop {
@@ -110,16 +117,16 @@ async fn open(
                 }
             }
         };
-        let late = || Error::Timeout { call: ads::CALL, address: link.target.to_string(), within: ANSWER };
+        let late = || Error::Timeout { call: ads::CALL, address: link.address(), within: ANSWER };
         timeout(ANSWER, answered).await.map_err(|_| late())??;
         Ok(stream)
     };
-    let authority = &istiod.workload.discovery;
-    let mut reached = istiod.climb(authority, rungs.clone(), fresh, attempt).await;
+    let endpoint = &istiod.workload.discovery;
+    let mut reached = istiod.climb(endpoint, rungs.clone(), fresh, attempt).await;
     if matches!(&reached, Err(error) if error.is_conflict()) {
         // Two of istiod's own writes have met; a moment later they do not.
         sleep(OVERLAP).await;
-        reached = istiod.climb(authority, rungs, false, attempt).await;
+        reached = istiod.climb(endpoint, rungs, false, attempt).await;
     }
     let Reached { value: stream, refused } = reached?;
     Ok(Live { stream, refused, took: begin.elapsed(), addresses })
@@ -170,7 +177,8 @@ impl<'a> Session<'a> {
             tokio::select! {
                 biased;
                 () = post.stop.cancelled() => {
-                    self.leave(*post.leaving.borrow()).await;
+                    let for_good = *post.leaving.borrow();
+                    self.leave(for_good).await;
                     return Ok(());
                 }
                 answer = self.live.stream.next(self.istiod) => match (answer, self.moving.take()) {
