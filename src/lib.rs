@@ -1,5 +1,6 @@
 //! we-agent
 
+pub mod bundle;
 mod proto;
 pub mod spiffe;
 pub mod status;

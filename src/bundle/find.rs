@@ -1,0 +1,195 @@
+//! Where bundles are on this host.
+
+use super::{
+    env::{self, Env},
+    mistake::{Mistake, Problem},
+};
+use crate::{system::Root, workload::is_dns_label};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+/// Our own place: one directory a workload.
+const OURS: &str = "/etc/we-agent";
+/// The five files as istioctl names them.
+const FILES: [&str; 5] = ["cluster.env", "mesh.yaml", "root-cert.pem", "istio-token", "hosts"];
+/// Name of the workload of an Istio layout whose group is not known.
+const UNNAMED: &str = "istio";
+
+/// The files of one bundle, whether they exist or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleDir {
+    /// Environment files; later ones win, the last one must exist.
+    pub env: Vec<PathBuf>,
+    /// MeshConfig with `defaultConfig`.
+    pub mesh: PathBuf,
+    /// Places of the mesh's roots; the first that exists counts.
+    pub roots: Vec<PathBuf>,
+    /// The token.
+    pub token: PathBuf,
+    /// Names of the control plane. None in Istio's layout, where they are in `/etc/hosts`.
+    pub hosts: Option<PathBuf>,
+    /// Whether it is Istio's layout.
+    pub istio: bool,
+    /// Set when the directory cannot give its name to a workload.
+    pub(super) bad_name: Option<Mistake>,
+}
+
+impl BundleDir {
+    /// The five files as istioctl wrote them into `dir`.
+    pub fn directory(dir: &Path) -> Self {
+        Self {
+            env: vec![dir.join("cluster.env")],
+            mesh: dir.join("mesh.yaml"),
+            roots: vec![dir.join("root-cert.pem")],
+            token: dir.join("istio-token"),
+            hosts: Some(dir.join("hosts")),
+            istio: false,
+            bad_name: None,
+        }
+    }
+
+    /// The files where Istio's documentation and its VM image put them. Both places of the root are looked at, with
+    /// or without `PROV_CERT`.
+    pub fn istio(root: &Root) -> Self {
+        Self {
+            env: ["sidecar.env", "cluster.env"].map(|f| root.path("/var/lib/istio/envoy").join(f)).to_vec(),
+            mesh: root.path("/etc/istio/config/mesh"),
+            roots: ["/etc/certs/root-cert.pem", "/var/run/secrets/istio/root-cert.pem"].map(|f| root.path(f)).to_vec(),
+            token: root.path("/var/run/secrets/tokens/istio-token"),
+            hosts: None,
+            istio: true,
+            bad_name: None,
+        }
+    }
+
+    /// Every file, to watch for changes.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        let one = [&self.mesh, &self.token].into_iter();
+        self.env.iter().chain(&self.roots).chain(one).chain(&self.hosts).map(PathBuf::as_path)
+    }
+}
+
+/// The bundles of this host by workload name, sorted: each directory in `/etc/we-agent` with at least one of the five
+/// files (whatever it lacks is told when it is read), else Istio's own layout, else none. Hidden directories are
+/// passed over.
+///
+/// Whether Istio's layout may be used is the caller's decision: not while [`istio_agent`] finds Istio's own agent.
+///
+/// # Errors
+/// When `/etc/we-agent` exists and cannot be listed.
+pub fn find(root: &Root) -> io::Result<Vec<(String, BundleDir)>> {
+    let mut found = Vec::new();
+    let entries = match fs::read_dir(root.path(OURS)) {
+        Ok(entries) => Some(entries),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    for entry in entries.into_iter().flatten() {
+        let dir = entry?.path();
+        let name = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with('.') || !FILES.iter().any(|file| dir.join(file).symlink_metadata().is_ok()) {
+            continue;
+        }
+        let mut files = BundleDir::directory(&dir);
+        if !is_dns_label(&name) {
+            files.bad_name = Some(Mistake { place: dir.display().to_string(), problem: Problem::Name });
+        }
+        found.push((name, files));
+    }
+    found.sort_by(|a, b| a.0.cmp(&b.0));
+    let istio = BundleDir::istio(root);
+    if found.is_empty() && istio.env.last().is_some_and(|file| file.exists()) {
+        found.push((group(&istio).unwrap_or_else(|| UNNAMED.to_owned()), istio));
+    }
+    Ok(found)
+}
+
+/// The WorkloadGroup that the environment files name, if it can name a workload here.
+fn group(dir: &BundleDir) -> Option<String> {
+    let mut env = Env::default();
+    for path in &dir.env {
+        let text = super::text(path, None).ok()?.unwrap_or_default();
+        env = env::parse(path, &text, &env).ok()?;
+    }
+    env.get("ISTIO_META_AUTO_REGISTER_GROUP").filter(|name| is_dns_label(name)).map(str::to_owned)
+}
+
+/// The process id of Istio's own agent on this host, if it runs: two agents on one entry make it leak. An agent in a
+/// container does not count: it is somebody else's sidecar.
+pub fn istio_agent(root: &Root) -> Option<u32> {
+    let processes = fs::read_dir(root.path("/proc")).ok()?.flatten();
+    let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    ids.find(|id| {
+        let read = |file: &str| fs::read_to_string(root.path(format!("/proc/{id}/{file}"))).unwrap_or_default();
+        let contained = read("status").lines().any(|l| l.starts_with("NSpid:") && l.split_whitespace().count() > 2);
+        let service = || read("cgroup").lines().any(|l| l.split('/').any(|part| part == "istio.service"));
+        !contained && (read("comm").trim_end() == "pilot-agent" || service())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn host(files: &[(&str, &str)]) -> (tempfile::TempDir, Root) {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        for (path, text) in files {
+            let path = root.path(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        (dir, root)
+    }
+
+    fn names(root: &Root) -> Vec<String> {
+        find(root).unwrap().into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn each_directory_with_one_of_the_files_is_a_workload() {
+        let (_dir, root) = host(&[
+            ("/etc/we-agent/we-agent.yaml", ""),
+            ("/etc/we-agent/b/cluster.env", ""),
+            ("/etc/we-agent/a/istio-token", ""),
+            ("/etc/we-agent/other/readme", ""),
+            ("/etc/we-agent/.b.old/cluster.env", ""),
+            ("/etc/we-agent/Bad_Name/hosts", ""),
+            ("/var/lib/istio/envoy/cluster.env", "ISTIO_META_AUTO_REGISTER_GROUP=g"),
+        ]);
+        assert_eq!(names(&root), ["Bad_Name", "a", "b"]);
+        let bad = &find(&root).unwrap()[0].1.bad_name;
+        assert_eq!(bad.as_ref().unwrap().problem, Problem::Name);
+    }
+
+    #[test]
+    fn istios_layout_is_the_fallback() {
+        let cluster = "/var/lib/istio/envoy/cluster.env";
+        assert_eq!(names(&host(&[]).1), Vec::<String>::new());
+        assert_eq!(names(&host(&[(cluster, "ISTIO_META_AUTO_REGISTER_GROUP='payments'\n")]).1), ["payments"]);
+        assert_eq!(names(&host(&[(cluster, "")]).1), ["istio"]);
+        assert_eq!(names(&host(&[(cluster, "broken line\n")]).1), ["istio"]);
+        assert_eq!(names(&host(&[(cluster, "ISTIO_META_AUTO_REGISTER_GROUP=a.b\n")]).1), ["istio"]);
+        let sidecar = ("/var/lib/istio/envoy/sidecar.env", "ISTIO_META_AUTO_REGISTER_GROUP=side\n");
+        let (_dir, root) = host(&[sidecar, (cluster, "")]);
+        assert_eq!(names(&root), ["side"]);
+    }
+
+    #[test]
+    fn istios_agent_is_found_outside_containers() {
+        let (_dir, root) = host(&[
+            ("/proc/1/comm", "systemd\n"),
+            ("/proc/7/comm", "pilot-agent\n"),
+            ("/proc/7/status", "Name:\tpilot-agent\nNSpid:\t7\t1\n"),
+            ("/proc/self/comm", "pilot-agent\n"),
+        ]);
+        assert_eq!(istio_agent(&root), None);
+        let (_dir, root) = host(&[("/proc/9/comm", "pilot-agent\n"), ("/proc/9/status", "NSpid:\t9\n")]);
+        assert_eq!(istio_agent(&root), Some(9));
+        let (_dir, root) = host(&[("/proc/8/comm", "envoy\n"), ("/proc/8/cgroup", "0::/system.slice/istio.service\n")]);
+        assert_eq!(istio_agent(&root), Some(8));
+    }
+}

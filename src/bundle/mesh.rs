@@ -1,0 +1,239 @@
+//! `mesh.yaml` and the variable `PROXY_CONFIG`: layers of one ProxyConfig, as istio-agent merges them.
+
+mod probe;
+
+use super::mistake::{Mistake, Problem};
+use crate::workload::ReadinessProbe;
+use serde_json::{Map, Value, json};
+
+/// The deepest nesting we parse. Real ones have some six levels; a parser of YAML takes quadratic time in it.
+const MAX_DEPTH: usize = 64;
+
+/// One source of ProxyConfig fields.
+#[derive(Debug, Default)]
+pub(super) struct Layer {
+    /// What to put before a field's name in a message.
+    pub(super) place: String,
+    /// Proto JSON, keys in camelCase.
+    pub(super) fields: Map<String, Value>,
+}
+
+/// The effective ProxyConfig.
+#[derive(Debug, Default)]
+pub(super) struct ProxyConfig {
+    /// Proto JSON; holds `readinessProbe` exactly if there is a probe.
+    pub(super) fields: Map<String, Value>,
+    /// The probe, checked.
+    pub(super) probe: Option<ReadinessProbe>,
+    /// Where each field came from, for messages.
+    places: std::collections::BTreeMap<String, String>,
+}
+
+impl ProxyConfig {
+    /// Where `field` was set.
+    pub(super) fn place(&self, field: &str) -> String {
+        format!("{}{field}", self.places.get(field).map_or("", String::as_str))
+    }
+}
+
+/// Reads a MeshConfig document (of which `defaultConfig` alone matters here).
+pub(super) fn mesh_config(place: &str, text: &str) -> Result<Layer, Mistake> {
+    let mut document = yaml(place, text)?;
+    let place = format!("{place}: defaultConfig");
+    match document.remove("defaultConfig").or_else(|| document.remove("default_config")).unwrap_or_default() {
+        Value::Null => Ok(Layer::default()),
+        Value::Object(fields) => Ok(Layer { place: format!("{place}."), fields: camel_keys(fields) }),
+        _ => Err(Mistake { place, problem: Problem::Type("a ProxyConfig (keys and values)") }),
+    }
+}
+
+/// Reads a ProxyConfig.
+pub(super) fn proxy_config(place: &str, text: &str) -> Result<Layer, Mistake> {
+    Ok(Layer { place: format!("{place}: "), fields: camel_keys(yaml(place, text)?) })
+}
+
+fn yaml(place: &str, text: &str) -> Result<Map<String, Value>, Mistake> {
+    let mistake = |problem| Mistake { place: place.to_owned(), problem };
+    if depth(text) > MAX_DEPTH {
+        return Err(mistake(Problem::Nested(MAX_DEPTH)));
+    }
+    match serde_yaml::from_str(text) {
+        Ok(Value::Null) => Ok(Map::new()), // an empty file is a file without fields
+        Ok(Value::Object(map)) => Ok(map),
+        Ok(_) => Err(mistake(Problem::Type("a mapping (keys and values)"))),
+        Err(error) => Err(mistake(Problem::Yaml(error.to_string()))),
+    }
+}
+
+/// An upper bound of the nesting that costs the parser: open brackets, and markers of sequences and keys on one line.
+fn depth(text: &str) -> usize {
+    let (mut open, mut deepest) = (0usize, 0usize);
+    for line in text.lines() {
+        let markers =
+            line.split([' ', '\t']).take_while(|w| matches!(*w, "" | "-" | "?" | ":")).filter(|w| !w.is_empty());
+        deepest = deepest.max(markers.count());
+        for byte in line.bytes() {
+            match byte {
+                b'[' | b'{' => open += 1,
+                b']' | b'}' => open = open.saturating_sub(1),
+                _ => continue,
+            }
+            deepest = deepest.max(open);
+        }
+    }
+    deepest
+}
+
+/// Proto JSON takes `snake_case` too.
+fn camel_keys(map: Map<String, Value>) -> Map<String, Value> {
+    map.into_iter().map(|(key, value)| (camel(&key), value)).collect()
+}
+
+fn camel(key: &str) -> String {
+    let mut parts = key.split('_');
+    let mut name = parts.next().unwrap_or_default().to_owned();
+    for part in parts {
+        let mut chars = part.chars();
+        name.extend(chars.next().map(|c| c.to_ascii_uppercase()));
+        name.push_str(chars.as_str());
+    }
+    name
+}
+
+/// What istio-agent starts from.
+fn defaults() -> Layer {
+    let fields = json!({
+        "configPath": "./etc/istio/proxy", "binaryPath": "/usr/local/bin/envoy", "serviceCluster": "istio-proxy",
+        "drainDuration": "45s", "terminationDrainDuration": "5s", "proxyAdminPort": 15000, "statusPort": 15020,
+        "statNameLength": 189, "controlPlaneAuthPolicy": "MUTUAL_TLS",
+        "discoveryAddress": "istiod.istio-system.svc:15012", "proxyMetadata": {},
+    });
+    match fields {
+        Value::Object(fields) => Layer { fields, ..Layer::default() },
+        _ => Layer::default(),
+    }
+}
+
+/// Merges the layers on top of the defaults, later ones winning: whole top-level fields, but `proxyMetadata` and
+/// `proxyHeaders` by key; then checks what is sent on and what is used here. Unknown fields are passed on.
+pub(super) fn merge(layers: Vec<Layer>) -> (ProxyConfig, Vec<Mistake>) {
+    let mut config = ProxyConfig::default();
+    for layer in std::iter::once(defaults()).chain(layers) {
+        for (key, value) in layer.fields {
+            if value.is_null() {
+                continue; // proto JSON: null is absence
+            }
+            config.places.insert(key.clone(), layer.place.clone());
+            match (config.fields.get_mut(&key), value) {
+                (Some(Value::Object(old)), Value::Object(new)) if key == "proxyMetadata" || key == "proxyHeaders" => {
+                    old.extend(new);
+                }
+                (_, value) => {
+                    config.fields.insert(key, value);
+                }
+            }
+        }
+    }
+    let mut mistakes = Vec::new();
+    for (key, value) in &config.fields {
+        if let Some((_, kind)) = FIELDS.iter().find(|(name, _)| name == key) {
+            if let Some(expected) = kind.refuses(value) {
+                mistakes.push(Mistake { place: config.place(key), problem: Problem::Type(expected) });
+            }
+        }
+    }
+    let place = config.place("readinessProbe");
+    match config.fields.remove("readinessProbe").map(probe::read) {
+        Some(Ok(Some((probe, json)))) => {
+            config.probe = Some(probe);
+            config.fields.insert("readinessProbe".into(), json);
+        }
+        Some(Err(found)) => mistakes
+            .extend(found.into_iter().map(|(field, problem)| Mistake { place: format!("{place}{field}"), problem })),
+        Some(Ok(None)) | None => {}
+    }
+    (config, mistakes)
+}
+
+/// JSON type of a field. istiod refuses the whole node when one is wrong.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Filled,
+    Flag,
+    Integer,
+    Port,
+    Seconds,
+    Policy,
+    Texts,
+    TextMap,
+    Object,
+}
+
+const FIELDS: [(&str, Kind); 25] = [
+    ("configPath", Kind::Filled),
+    ("binaryPath", Kind::Filled),
+    ("serviceCluster", Kind::Filled),
+    ("drainDuration", Kind::Seconds),
+    ("terminationDrainDuration", Kind::Seconds),
+    ("fileFlushInterval", Kind::Seconds),
+    ("discoveryAddress", Kind::Text),
+    ("meshId", Kind::Text),
+    ("customConfigFile", Kind::Text),
+    ("statsdUdpAddress", Kind::Text),
+    ("proxyBootstrapTemplatePath", Kind::Text),
+    ("availabilityZone", Kind::Text),
+    ("proxyAdminPort", Kind::Port),
+    ("statusPort", Kind::Port),
+    ("statNameLength", Kind::Integer),
+    ("concurrency", Kind::Integer),
+    ("fileFlushMinSizeKb", Kind::Integer),
+    ("holdApplicationUntilProxyStarts", Kind::Flag),
+    ("controlPlaneAuthPolicy", Kind::Policy),
+    ("extraStatTags", Kind::Texts),
+    ("caCertificatesPem", Kind::Texts),
+    ("proxyMetadata", Kind::TextMap),
+    ("runtimeValues", Kind::TextMap),
+    ("tracing", Kind::Object),
+    ("proxyHeaders", Kind::Object),
+];
+
+impl Kind {
+    /// What the value should be, if it is not.
+    fn refuses(self, value: &Value) -> Option<&'static str> {
+        let (good, expected) = match self {
+            Self::Text => (value.is_string(), "a text: put it in quotes"),
+            Self::Filled => (value.as_str().is_some_and(|s| !s.is_empty()), "a text of at least one character"),
+            Self::Flag => (value.is_boolean(), "true or false"),
+            Self::Integer => (integer(value).is_some(), "a whole number"),
+            Self::Port => (integer(value).is_some_and(|n| (1..=65535).contains(&n)), "a port from 1 to 65535"),
+            Self::Seconds => (value.as_str().is_some_and(is_seconds), "a duration in seconds, like 45s or 0.5s"),
+            Self::Policy => (matches!(value.as_str(), Some("NONE" | "MUTUAL_TLS")), "MUTUAL_TLS"),
+            Self::Texts => (value.as_array().is_some_and(|a| a.iter().all(Value::is_string)), "a list of texts"),
+            Self::TextMap => (
+                value.as_object().is_some_and(|m| m.values().all(Value::is_string)),
+                "a map of texts: put the values in quotes",
+            ),
+            Self::Object => (value.is_object(), "a mapping (keys and values)"),
+        };
+        (!good).then_some(expected)
+    }
+}
+
+/// An integer as proto JSON takes it: a number, or a text that is one.
+fn integer(value: &Value) -> Option<i64> {
+    value
+        .as_i64()
+        .or_else(|| value.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 1e15).map(|f| f as i64))
+        .or_else(|| value.as_str().and_then(|s| s.parse().ok()))
+}
+
+/// A Duration of proto JSON that is positive.
+fn is_seconds(text: &str) -> bool {
+    text.strip_suffix('s').is_some_and(|number| {
+        number.bytes().all(|b| b.is_ascii_digit() || b == b'.') && number.parse::<f64>().is_ok_and(|n| n > 0.0)
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! What can be wrong with a bundle. Each message names the place and the fix; none shows a value that could be a secret.
+
+use super::env::EnvProblem;
+use crate::{
+    spiffe::{BundleError, SpiffeIdError},
+    workload::{AuthorityError, EntryError},
+};
+
+/// One mistake: where, and what.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {problem}")]
+pub struct Mistake {
+    /// `file`, `file:line`, `file: field` or `file:line: KEY`.
+    pub place: String,
+    /// What is wrong, and what to do.
+    pub problem: Problem,
+}
+
+/// Every mistake of a bundle, at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BundleErrors(pub Vec<Mistake>);
+
+impl std::error::Error for BundleErrors {}
+
+impl std::fmt::Display for BundleErrors {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (i, mistake) in self.0.iter().enumerate() {
+            write!(f, "{}{mistake}", if i == 0 { "" } else { "\n" })?;
+        }
+        Ok(())
+    }
+}
+
+/// The kinds of mistakes.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// A file that must be there is not.
+    #[error("the file is missing: {0}")]
+    Missing(&'static str),
+    /// A file cannot be read.
+    #[error("cannot be read ({0}): give the agent's user access to the file and its directories")]
+    Unreadable(std::io::ErrorKind),
+    /// Not a regular file.
+    #[error("is no regular file: put the file of the bundle there")]
+    NotAFile,
+    /// Far too long for what it should be.
+    #[error("is longer than {0} bytes: this is no file of a bundle, create it again")]
+    TooLong(usize),
+    /// Not text.
+    #[error("byte {0} is not UTF-8: the file is damaged, copy it again")]
+    NotText(usize),
+    /// The directory's name cannot be the name of a workload.
+    #[error(
+        "the directory's name is the workload's name and must be a DNS label (up to 63 of a-z, 0-9 and '-'): rename it"
+    )]
+    Name,
+    /// A line of an environment file.
+    #[error(transparent)]
+    Env(#[from] EnvProblem),
+    /// A key that must be set is not.
+    #[error("is not set: create the bundle again with `istioctl x workload entry configure`")]
+    Unset,
+    /// Not the form that the key wants.
+    #[error("{got:?} is not {expected}")]
+    Value {
+        /// What it is.
+        got: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// As [`Problem::Value`], where the value is not shown.
+    #[error("is not {0}")]
+    Type(&'static str),
+    /// A form of control plane that we do not speak with.
+    #[error("{0}")]
+    Refused(&'static str),
+    /// An address of the control plane.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The identity.
+    #[error(transparent)]
+    Identity(#[from] SpiffeIdError),
+    /// The name or the labels of the entry.
+    #[error(transparent)]
+    Entry(#[from] EntryError),
+    /// The roots.
+    #[error("{0}: copy the root certificate of the mesh there (the bundle's root-cert.pem)")]
+    Roots(#[from] BundleError),
+    /// Not YAML, or not the kind of YAML it should be.
+    #[error("not valid YAML: {0}")]
+    Yaml(String),
+    /// YAML nested so deep that parsing it would take minutes.
+    #[error("nested deeper than {0} levels: this is no configuration of a proxy, create it again")]
+    Nested(usize),
+    /// A probe with two methods.
+    #[error("has both {0} and {1}: a probe does one thing, keep one of them")]
+    TwoMethods(&'static str, &'static str),
+    /// A line of `hosts`.
+    #[error("{0:?} is no IP address: a line is an address and the names it has")]
+    HostAddress(String),
+    /// A line of `hosts`.
+    #[error("there is an address but no name: a line is an address and the names it has")]
+    HostName,
+}

@@ -1,0 +1,173 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::workload::{HostFacts, Overrides};
+use std::fs;
+
+const ENV: &str = "ISTIO_NAMESPACE='vms'\nSERVICE_ACCOUNT='payments'\nTRUST_DOMAIN=''\nISTIO_META_AUTO_REGISTER_GROUP='payments'\n\
+                   ISTIO_META_NETWORK='net'\nISTIO_METAJSON_LABELS='{\"app\":\"payments\"}'\n";
+
+/// A host with one bundle.
+struct Host(tempfile::TempDir);
+
+impl Host {
+    fn new(env: &str, mesh: &str) -> Self {
+        let host = Self(tempfile::tempdir().unwrap());
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let root = params.self_signed(&key).unwrap().pem();
+        for (file, text) in [
+            ("cluster.env", env),
+            ("mesh.yaml", mesh),
+            ("root-cert.pem", &root),
+            ("hosts", "10.0.0.9 istiod.istio-system.svc\n"),
+        ] {
+            host.write(file, text);
+        }
+        host
+    }
+
+    fn write(&self, file: &str, text: impl AsRef<[u8]>) {
+        fs::write(self.0.path().join(file), text).unwrap();
+    }
+
+    fn read(&self) -> Result<Bundle, Vec<String>> {
+        Bundle::read(&Root::default(), &BundleDir::directory(self.0.path())).map_err(|e| {
+            e.0.iter().map(|m| m.to_string().replace(&format!("{}/", self.0.path().display()), "")).collect()
+        })
+    }
+}
+
+#[test]
+fn a_bundle_of_istioctl_is_a_workload() {
+    let host = Host::new(
+        ENV,
+        "defaultConfig:\n  discoveryAddress: istiod.edge.svc:15012\n  readinessProbe: {tcpSocket: {port: 80}}\n",
+    );
+    let bundle = host.read().unwrap();
+    let workload =
+        bundle.workload("payments", &Overrides::default(), &HostFacts { host_name: "vm1.example.com".into() }).unwrap();
+    assert_eq!(workload.id.as_str(), "spiffe://cluster.local/ns/vms/sa/payments");
+    assert_eq!(workload.discovery, workload.ca); // one connection for both
+    assert_eq!(workload.discovery.server_name, "istiod.edge.svc");
+    assert_eq!(workload.entry("10.0.0.5".parse().unwrap()).unwrap().unwrap(), "vms/payments-10.0.0.5-net");
+    assert_eq!(
+        (workload.instance.as_str(), workload.ttl, workload.key),
+        ("vm1", Duration::from_secs(86400), KeyKind::EcP256)
+    );
+    assert_eq!(workload.hosts["istiod.istio-system.svc"], ["10.0.0.9".parse::<IpAddr>().unwrap()]);
+    assert!(workload.probe.is_some() && workload.registers() && workload.given.is_empty());
+    assert!(workload.proxy_config.contains_key("readinessProbe"));
+    assert_eq!(workload.token, host.0.path().join("istio-token")); // need not exist
+}
+
+#[test]
+fn our_configuration_wins() {
+    let host = Host::new(
+        &format!("{ENV}CA_ADDR=ca.example.com:443\nISTIOD_SAN=san\nISTIO_SVC_IP=10.1.1.1\nSECRET_TTL=1h\n"),
+        "",
+    );
+    let bundle = host.read().unwrap();
+    let plain = bundle.workload("w", &Overrides::default(), &HostFacts::default()).unwrap();
+    // ISTIOD_SAN is not for an authority that has an address of its own.
+    assert_eq!((plain.ca.server_name.as_str(), plain.discovery.server_name.as_str()), ("ca.example.com", "san"));
+    assert_eq!((plain.ttl, plain.instance.as_str()), (Duration::from_secs(3600), "w"));
+    let overrides = Overrides {
+        addresses: vec!["10.2.2.2".parse().unwrap()],
+        trust_domain: Some("td".parse().unwrap()),
+        key: Some(KeyKind::Rsa2048),
+        ttl: Some(Duration::from_secs(60)),
+        discovery: Some("127.0.0.1:1".parse().unwrap()),
+        ca: Some("127.0.0.1:1".parse().unwrap()),
+        server_name: Some("x".into()),
+        locality: Locality::parse("r/z"),
+        cluster_id: Some("c".into()),
+        network: Some(String::new()),
+        labels: BTreeMap::from([("app".into(), "other".into()), ("v".into(), "1".into())]),
+    };
+    let mine = bundle.workload("w", &overrides, &HostFacts::default()).unwrap();
+    assert_eq!(mine.discovery, mine.ca);
+    assert_eq!(mine.id.as_str(), "spiffe://td/ns/vms/sa/payments");
+    assert_eq!((mine.cluster_id.as_str(), mine.network.as_str(), mine.given), ("c", "", overrides.addresses.clone()));
+    let node = bundle.workload("w", &overrides, &HostFacts::default()).unwrap().node(&overrides.addresses, None, true);
+    assert_eq!(node.metadata["LABELS"], serde_json::json!({"app": "other", "v": "1"}));
+    assert_eq!((&node.metadata["CLUSTER_ID"], &node.metadata["NETWORK"]), (&"c".into(), &"".into()));
+    assert_eq!(node.locality, overrides.locality);
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let host = Host::new(
+        "ISTIO_NAMESPACE=vms\nSECRET_TTL=3000h\nECC_SIGNATURE_ALGORITHM=RSA\nECC_CURVE=P521\nTRUST_DOMAIN=A\nISTIO_SVC_IP=vm1\n\
+         CA_ADDR=istiod:15010\nISTIO_CP_AUTH=NONE\nCA_ROOT_CA=SYSTEM\nREWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION=ja\n",
+        "defaultConfig: {discoveryAddress: istiod, readinessProbe: {exec: {command: []}}}\n",
+    );
+    host.write("root-cert.pem", "nothing");
+    host.write("hosts", "x y\n");
+    let told = host.read().unwrap_err();
+    for begin in [
+        "cluster.env: SERVICE_ACCOUNT: is not set: create the bundle again",
+        "cluster.env:2: SECRET_TTL: \"3000h\" is not from 1s to 2160h",
+        "cluster.env:3: ECC_SIGNATURE_ALGORITHM: ",
+        "cluster.env:4: ECC_CURVE: ",
+        "cluster.env:5: TRUST_DOMAIN: ",
+        "cluster.env:6: ISTIO_SVC_IP: \"vm1\" is not an IP address",
+        "cluster.env:7: CA_ADDR: \"istiod:15010\" is istiod's plaintext port",
+        "cluster.env:8: ISTIO_CP_AUTH: the control plane is only spoken to over TLS",
+        "cluster.env:9: CA_ROOT_CA: ",
+        "cluster.env:10: REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION: ",
+        "mesh.yaml: defaultConfig.discoveryAddress: \"istiod\" has no port",
+        "mesh.yaml: defaultConfig.readinessProbe.exec.command: ",
+        "root-cert.pem: no certificate in it",
+        "hosts:1: \"x\" is no IP address",
+    ] {
+        assert!(told.iter().any(|m| m.starts_with(begin)), "{begin}\nin {told:#?}");
+    }
+    assert_eq!(told.len(), 14, "{told:#?}");
+}
+
+#[test]
+fn what_is_no_file_of_a_bundle_is_told() {
+    let empty = tempfile::tempdir().unwrap();
+    let error = Bundle::read(&Root::default(), &BundleDir::directory(empty.path())).unwrap_err();
+    let places: Vec<_> = error.0.iter().map(|m| m.place.rsplit('/').next().unwrap().to_owned()).collect();
+    assert_eq!(places, ["cluster.env", "root-cert.pem"]);
+
+    let host = Host::new(ENV, "");
+    host.write("mesh.yaml", [b'#', 0xff]);
+    host.write("hosts", vec![b'#'; MAX_FILE + 1]);
+    fs::remove_file(host.0.path().join("root-cert.pem")).unwrap();
+    fs::create_dir(host.0.path().join("root-cert.pem")).unwrap();
+    let problems: Vec<_> = Bundle::read(&Root::default(), &BundleDir::directory(host.0.path())).unwrap_err().0;
+    let problems: Vec<_> = problems.into_iter().map(|m| m.problem).collect();
+    assert_eq!(problems, [Problem::NotText(1), Problem::TooLong(MAX_FILE), Problem::NotAFile]);
+}
+
+#[test]
+fn what_kubernetes_would_refuse_is_told_before_connecting() {
+    let env = ENV.replace("'net'", "'Net_1/x'").replace("\"payments\"}", "\"a b\"}");
+    let bundle = Host::new(&env, "").read().unwrap();
+    let told = bundle.workload("w", &Overrides::default(), &HostFacts::default()).unwrap_err();
+    assert_eq!(told.0.len(), 2, "{told}");
+    assert!(
+        told.to_string().contains("cluster.env:5: ISTIO_META_NETWORK: ")
+            && told.to_string().contains("ISTIO_METAJSON_LABELS")
+    );
+    // Without registration there is no entry, and nothing to refuse.
+    let env = env.replace("ISTIO_META_AUTO_REGISTER_GROUP='payments'", "ISTIO_META_AUTO_REGISTER_GROUP=");
+    let workload =
+        Host::new(&env, "").read().unwrap().workload("w", &Overrides::default(), &HostFacts::default()).unwrap();
+    assert!(!workload.registers());
+}
+
+#[test]
+fn keys_without_effect_are_listed() {
+    let env = format!(
+        "{ENV}ISTIO_INBOUND_PORTS='*'\nWORKLOAD_RSA_KEY_SIZE=4096\nISTIO_META_DNS_CAPTURE='true'\nPROV_CERT=/x\nPOD_NAME=p\nISTIO_META_=x\n"
+    );
+    let bundle = Host::new(&env, "").read().unwrap();
+    assert_eq!(
+        bundle.ignored,
+        ["ISTIO_INBOUND_PORTS", "ISTIO_META_", "ISTIO_META_DNS_CAPTURE", "PROV_CERT", "WORKLOAD_RSA_KEY_SIZE"]
+    );
+}

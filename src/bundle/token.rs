@@ -1,0 +1,110 @@
+//! What a token says of itself. Nothing is verified here, that is istiod's work; it explains a refusal to a person.
+
+use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
+use serde::Deserialize;
+use std::time::{Duration, SystemTime};
+
+/// Unverified claims of a token; never the token itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenFacts {
+    /// `sub`: `system:serviceaccount:<namespace>:<service account>`.
+    pub subject: Option<String>,
+    /// `aud`: `istio-ca` must be among them.
+    pub audiences: Vec<String>,
+    /// `exp`: until when it is good.
+    pub expires: Option<SystemTime>,
+}
+
+/// Why a text is no token. The text is never part of the message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TokenError {
+    /// Nothing but white space.
+    #[error("the token file is empty: put a new token there")]
+    Empty,
+    /// Not three parts with dots between.
+    #[error("the token file holds no JWT (three parts with dots between): put a new token there")]
+    Shape,
+    /// The middle part does not decode.
+    #[error("the token's claims cannot be read: put a new token there")]
+    Claims,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: Option<String>,
+    #[serde(default)]
+    aud: Audiences,
+    exp: Option<f64>,
+}
+
+/// One audience may be written without a list (RFC 7519, section 4.1.3).
+#[derive(Deserialize, Default)]
+#[serde(untagged)]
+enum Audiences {
+    One(String),
+    Many(Vec<String>),
+    #[default]
+    None,
+}
+
+/// Reads the claims of the token in `text`, surrounding white space aside.
+///
+/// # Errors
+/// When it is no JWT.
+pub fn facts(text: &str) -> Result<TokenFacts, TokenError> {
+    let token = text.trim();
+    if token.is_empty() {
+        return Err(TokenError::Empty);
+    }
+    let [_, claims, _] = token.split('.').collect::<Vec<_>>()[..] else { return Err(TokenError::Shape) };
+    let bytes = URL_SAFE_NO_PAD.decode(claims).map_err(|_| TokenError::Claims)?;
+    let claims: Claims = serde_json::from_slice(&bytes).map_err(|_| TokenError::Claims)?;
+    let since_epoch = |s: f64| Duration::try_from_secs_f64(s).ok();
+    Ok(TokenFacts {
+        subject: claims.sub,
+        audiences: match claims.aud {
+            Audiences::One(one) => vec![one],
+            Audiences::Many(many) => many,
+            Audiences::None => Vec::new(),
+        },
+        expires: claims.exp.and_then(since_epoch).and_then(|d| SystemTime::UNIX_EPOCH.checked_add(d)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn token(claims: &str) -> String {
+        format!("e30.{}.c2ln\n", URL_SAFE_NO_PAD.encode(claims))
+    }
+
+    #[test]
+    fn claims_are_read() {
+        let found =
+            facts(&token(r#"{"sub":"system:serviceaccount:vms:a","aud":["istio-ca","x"],"exp":1700000000}"#)).unwrap();
+        assert_eq!(found.subject.as_deref(), Some("system:serviceaccount:vms:a"));
+        assert_eq!(found.audiences, ["istio-ca", "x"]);
+        assert_eq!(found.expires, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
+        assert_eq!(facts(&token(r#"{"aud":"istio-ca"}"#)).unwrap().audiences, ["istio-ca"]);
+        let none = TokenFacts { subject: None, audiences: vec![], expires: None };
+        assert_eq!(facts(&token("{}")).unwrap(), none);
+        assert_eq!(facts(&token(r#"{"exp":-5}"#)).unwrap(), none);
+    }
+
+    #[test]
+    fn what_is_no_token_is_refused_without_showing_it() {
+        for (text, error) in [
+            (" \n".to_owned(), TokenError::Empty),
+            ("s3cret".to_owned(), TokenError::Shape),
+            ("s3cret.s3cret".to_owned(), TokenError::Shape),
+            ("a.b.c.d".to_owned(), TokenError::Shape),
+            ("s3cret.s3cr$t.s3cret".to_owned(), TokenError::Claims),
+            (token("[]s3cret"), TokenError::Claims),
+        ] {
+            assert_eq!(facts(&text), Err(error));
+            assert!(!error.to_string().contains("s3cret"));
+        }
+    }
+}
