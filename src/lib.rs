@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod admin;
+pub mod bundle;
 pub mod config;
 pub mod control;
 pub mod health;

@@ -90,12 +90,6 @@ pub(super) struct Metadata {
     pub(super) labels: BTreeMap<String, String>,
 }
 
-impl Metadata {
-    pub(super) fn text(&self, key: &str) -> &str {
-        self.fields.get(key).and_then(Value::as_str).unwrap_or_default()
-    }
-}
-
 /// Collects it: `proxyMetadata` first, the environment over it; JSON objects below texts.
 ///
 /// istio-agent also repeats each label as a top-level key; nobody reads those, and a label called `namespace` would

@@ -1,0 +1,259 @@
+//! The files that `istioctl x workload entry configure` writes become a [`Bundle`], or all of their mistakes at once.
+//! The files are only read, and nothing in them is ever run.
+
+mod env;
+mod find;
+mod hosts;
+mod keys;
+mod mesh;
+mod metadata;
+mod mistake;
+mod workload;
+
+pub use env::{Env, EnvError, EnvProblem, Variable, parse as parse_env};
+pub use find::{BundleDir, find, istio_agent};
+pub use mistake::{BundleErrors, Mistake, Problem};
+
+use crate::{
+    spiffe::{KeyKind, TrustDomain, X509Bundle},
+    system::Root,
+    workload::{Authority, Hosts, Locality, ReadinessProbe},
+};
+use keys::Keys;
+use serde_json::{Map, Value};
+use std::{
+    collections::BTreeMap,
+    fs::File,
+    io::{ErrorKind, Read},
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+/// The longest file that is read, in bytes; real ones have some kilobytes.
+const MAX_FILE: usize = 256 * 1024;
+
+/// All that the files say, checked. [`Bundle::workload`] puts our own configuration on top.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Bundle {
+    /// Every variable of the environment files.
+    pub env: Env,
+    /// The effective ProxyConfig as proto JSON; holds `readinessProbe` exactly if there is a probe.
+    pub proxy_config: Map<String, Value>,
+    /// The probe of the WorkloadGroup.
+    pub probe: Option<ReadinessProbe>,
+    /// Names of the `hosts` file.
+    pub hosts: Hosts,
+    /// Labels for the entry.
+    pub labels: BTreeMap<String, String>,
+    /// Other node metadata.
+    pub metadata: Map<String, Value>,
+    /// Keys that have no effect here, sorted.
+    pub ignored: Vec<String>,
+    trust_domain: TrustDomain,
+    namespace: String,
+    service_account: String,
+    instance: Option<String>,
+    discovery: Authority,
+    ca: Option<Authority>,
+    server_name: Option<String>,
+    roots: PathBuf,
+    ca_roots: Option<PathBuf>,
+    discovery_roots: Option<PathBuf>,
+    token: PathBuf,
+    ttl: Duration,
+    key: KeyKind,
+    given: Vec<IpAddr>,
+    locality: Option<Locality>,
+    probe_localhost: bool,
+    output_certs: Option<PathBuf>,
+}
+
+impl Bundle {
+    /// Reads and checks the files of `dir`.
+    ///
+    /// # Errors
+    /// Every mistake that can be found, each with its place and the fix.
+    pub fn read(root: &Root, dir: &BundleDir) -> Result<Self, BundleErrors> {
+        let mut mistakes: Vec<Mistake> = dir.bad_name.iter().cloned().collect();
+        let mut env = Env::default();
+        for (i, path) in dir.env.iter().enumerate() {
+            // Only the last one, cluster.env, must be there; mistakes of both are told.
+            let last = i + 1 == dir.env.len();
+            let missing = "`istioctl x workload entry configure` writes it, copy it there";
+            match text(path, last.then_some(missing)) {
+                Ok(text) => match parse_env(path, text.as_deref().unwrap_or_default(), &env) {
+                    Ok(read) => env = read,
+                    Err(errors) => mistakes.extend(errors.into_iter().map(|e| Mistake {
+                        place: format!("{}:{}", path.display(), e.line),
+                        problem: e.problem.into(),
+                    })),
+                },
+                Err(mistake) => mistakes.push(mistake),
+            }
+        }
+        let broken_env = !mistakes.is_empty();
+        let file = dir.env.last().map(|p| p.display().to_string()).unwrap_or_default();
+        let mut keys = Keys { env: &env, file, mistakes };
+        let proxy = proxy_config(&mut keys, dir);
+        let discovery = discovery(&mut keys, &proxy);
+        let proxy_place = proxy.place("proxyMetadata");
+        let metadata = metadata::read(&mut keys, proxy.fields.get("proxyMetadata"), &proxy_place);
+        let hosts = hosts(&mut keys.mistakes, dir);
+        let (roots, ca_roots, discovery_roots) = roots(&mut keys, root, dir);
+        keys.refuse_plaintext();
+        // A variable of a broken file is not known to be missing.
+        let (namespace, service_account) = match broken_env {
+            true => (None, None),
+            false => (keys.required(&["ISTIO_NAMESPACE", "POD_NAMESPACE"]), keys.required(&["SERVICE_ACCOUNT"])),
+        };
+        let (trust_domain, ca) = (keys.trust_domain(), keys.ca());
+        let (ttl, key, given) = (keys.ttl(), keys.key_kind(), keys.addresses());
+        let probe_localhost = keys.flag("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION");
+        let ignored = keys.ignored(dir.istio);
+        let output = match env.get("OUTPUT_CERTS") {
+            Some(path) => Some(path).filter(|p| !p.is_empty()),
+            None => dir.istio.then_some("/etc/certs"), // the start script's default
+        };
+        match (trust_domain, namespace, service_account, discovery, keys.mistakes) {
+            (Some(trust_domain), Some(namespace), Some(service_account), Some(discovery), mistakes)
+                if mistakes.is_empty() =>
+            {
+                Ok(Self {
+                    trust_domain,
+                    namespace: namespace.to_owned(),
+                    service_account: service_account.to_owned(),
+                    instance: env.filled("POD_NAME").map(str::to_owned),
+                    discovery,
+                    ca,
+                    server_name: env.filled("ISTIOD_SAN").map(str::to_owned),
+                    roots,
+                    ca_roots,
+                    discovery_roots,
+                    token: dir.token.clone(),
+                    ttl,
+                    key,
+                    given,
+                    locality: Locality::from_labels(&metadata.labels),
+                    probe_localhost,
+                    output_certs: output.map(|path| root.path(path)),
+                    proxy_config: proxy.fields,
+                    probe: proxy.probe,
+                    hosts,
+                    labels: metadata.labels,
+                    metadata: metadata.fields,
+                    ignored,
+                    env,
+                })
+            }
+            (.., mistakes) => Err(BundleErrors(mistakes)),
+        }
+    }
+}
+
+/// The layers of the ProxyConfig in Istio's order: `mesh.yaml`, then the variable, which the start script fills.
+fn proxy_config(keys: &mut Keys<'_>, dir: &BundleDir) -> mesh::ProxyConfig {
+    let mut layers = Vec::new();
+    let from_file = text(&dir.mesh, None)
+        .and_then(|text| mesh::mesh_config(&dir.mesh.display().to_string(), text.as_deref().unwrap_or_default()));
+    let pilot = keys.pilot();
+    let from_variable = match (keys.env.filled("PROXY_CONFIG"), &pilot) {
+        (Some(text), _) => Some(mesh::proxy_config(&keys.place("PROXY_CONFIG"), text)),
+        (None, Some(_)) => None,
+        (None, None) => {
+            let service = keys.env.filled("ISTIO_SERVICE").unwrap_or("rawvm");
+            Some(Ok(mesh::Layer {
+                fields: Map::from_iter([("serviceCluster".into(), service.into())]),
+                ..mesh::Layer::default()
+            }))
+        }
+    };
+    for layer in std::iter::once(from_file).chain(from_variable) {
+        match layer {
+            Ok(layer) => layers.push(layer),
+            Err(mistake) => keys.mistakes.push(mistake),
+        }
+    }
+    if let Some((key, address)) = pilot {
+        let fields = Map::from_iter([("discoveryAddress".into(), address.into())]);
+        layers.push(mesh::Layer { place: format!("{}: ", keys.place(key)), fields });
+    }
+    let (config, mistakes) = mesh::merge(layers);
+    keys.mistakes.extend(mistakes);
+    config
+}
+
+fn discovery(keys: &mut Keys<'_>, proxy: &mesh::ProxyConfig) -> Option<Authority> {
+    if proxy.fields.get("controlPlaneAuthPolicy").and_then(Value::as_str) == Some("NONE") {
+        let reason = "the control plane is only spoken to over TLS, anything else would show the token: use MUTUAL_TLS";
+        let place = proxy.place("controlPlaneAuthPolicy");
+        keys.mistakes.push(Mistake { place, problem: Problem::Refused(reason) });
+    }
+    let address = proxy.fields.get("discoveryAddress")?.as_str()?;
+    let place = proxy.place("discoveryAddress");
+    address.parse().map_err(|e| keys.mistakes.push(Mistake { place, problem: Problem::Authority(e) })).ok()
+}
+
+fn hosts(mistakes: &mut Vec<Mistake>, dir: &BundleDir) -> Hosts {
+    let Some(path) = &dir.hosts else { return Hosts::new() };
+    let read = text(path, None)
+        .map_err(|mistake| vec![mistake])
+        .and_then(|text| hosts::parse(&path.display().to_string(), text.as_deref().unwrap_or_default()));
+    read.unwrap_or_else(|found| {
+        mistakes.extend(found);
+        Hosts::new()
+    })
+}
+
+/// The file of the mesh's roots, and what the keys name for the two services. All that are used are read once here,
+/// so that a broken one is told at once; the dials read them again.
+fn roots(keys: &mut Keys<'_>, root: &Root, dir: &BundleDir) -> (PathBuf, Option<PathBuf>, Option<PathBuf>) {
+    let named = [keys.root_file("CA_ROOT_CA"), keys.root_file("XDS_ROOT_CA")].map(|path| path.map(|p| root.path(p)));
+    let mut candidates = dir.roots.clone();
+    if let (true, Some(provided)) = (dir.istio, keys.env.filled("PROV_CERT")) {
+        candidates.insert(0, root.path(provided).join("root-cert.pem"));
+    }
+    let found = candidates.iter().find(|p| p.exists()).or(candidates.first()).cloned().unwrap_or_default();
+    let general = if named.iter().all(Option::is_some) { None } else { Some(&found) };
+    for path in general.into_iter().chain(named.iter().flatten()) {
+        let missing = "copy the root certificate of the mesh there (the bundle's root-cert.pem)";
+        match text(path, Some(missing)) {
+            Ok(text) => {
+                if let Err(error) = X509Bundle::from_pem(text.as_deref().unwrap_or_default()) {
+                    keys.mistakes.push(Mistake { place: path.display().to_string(), problem: Problem::Roots(error) });
+                }
+            }
+            Err(mistake) => keys.mistakes.push(mistake),
+        }
+    }
+    let [ca, discovery] = named;
+    (found, ca, discovery)
+}
+
+/// The content of a file, bounded. `missing`: what to do if it is not there; without it, absence is no mistake.
+fn text(path: &Path, missing: Option<&'static str>) -> Result<Option<String>, Mistake> {
+    let mistake = |problem| Mistake { place: path.display().to_string(), problem };
+    let read = || -> std::io::Result<Option<Vec<u8>>> {
+        if !std::fs::metadata(path)?.is_file() {
+            return Ok(None); // a FIFO would never end
+        }
+        let mut bytes = Vec::new();
+        File::open(path)?.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
+        Ok(Some(bytes))
+    };
+    let bytes = match read() {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Err(mistake(Problem::NotAFile)),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            return missing.map_or(Ok(None), |fix| Err(mistake(Problem::Missing(fix))));
+        }
+        Err(error) => return Err(mistake(Problem::Unreadable(error.kind()))),
+    };
+    if bytes.len() > MAX_FILE {
+        return Err(mistake(Problem::TooLong(MAX_FILE)));
+    }
+    String::from_utf8(bytes).map(Some).map_err(|e| mistake(Problem::NotText(e.utf8_error().valid_up_to())))
+}
+
+#[cfg(test)]
+mod tests;
