@@ -1,4 +1,9 @@
-//! The host: where its files are.
+//! The host: where its files are, its signals, its service manager.
+
+pub mod notify;
+mod signal;
+
+pub use signal::shutdown;
 
 use std::path::{Path, PathBuf};
 
