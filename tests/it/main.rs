@@ -1,4 +1,5 @@
 //! Integration tests: one binary, real sockets, real TLS.
 mod admin;
+mod cli;
 mod config;
 mod generated;
