@@ -17,7 +17,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 /// Put the bundle that "istioctl x workload entry configure" wrote into /etc/we-agent/<workload>/ and run the daemon; it
 /// obtains and renews the workload's certificate, registers the workload, and reports its health.
 #[derive(Debug, Parser)]
-#[command(name = "we-agent", version, propagate_version = true, after_long_help = EXIT_STATUS)]
+#[command(name = "we-agent", version, after_long_help = EXIT_STATUS)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]

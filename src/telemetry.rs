@@ -25,7 +25,7 @@ use tracing_subscriber::{
 /// How records are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum LogFormat {
-    /// `journald` when stderr is connected to the journal, else `text`
+    /// Journald when stderr is connected to the journal, else text
     #[default]
     Auto,
     /// Lines for people, on stderr
