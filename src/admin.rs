@@ -2,6 +2,9 @@
 //! from [`Status`]; nothing can be changed here.
 
 mod metrics;
+mod supervisor;
+
+pub use supervisor::supervise;
 
 use crate::{status::Status, system::Root};
 use bytes::Bytes;

@@ -14,7 +14,7 @@ pub use settings::{
     ControlPlaneConfig, FilesConfig, HealthConfig, IdentityConfig, MembershipConfig, Platform, WorkloadConfig, XdsMode,
 };
 
-use crate::system::Root;
+use crate::{system::Root, telemetry::LogFilter};
 use marked_yaml::LoaderOptions;
 use section::Section;
 use std::{
@@ -31,7 +31,7 @@ pub const PATH: &str = "/etc/we-agent/we-agent.yaml";
 const MAX_SIZE: u64 = 256 * 1024;
 
 /// The whole configuration; what the file does not say is at its default.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `startup.readyTimeout`: after this long the service manager is told READY even when a workload is not (60 s), so
     /// that a dead control plane cannot block the boot.
@@ -39,7 +39,7 @@ pub struct Config {
     /// `admin.address`: where `/healthz/ready` and `/metrics` are served, always loopback; none means `off`.
     pub admin_address: Option<SocketAddr>,
     /// `log.level`: a level, or `target=level` pairs; the command line wins. None means `info`.
-    pub log_level: Option<String>,
+    pub log_level: Option<LogFilter>,
     defaults: WorkloadConfig,
     workloads: BTreeMap<String, WorkloadConfig>,
 }

@@ -1,2 +1,7 @@
 //! The `we-agent` program.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    we_agent::cli::main()
+}

@@ -1,11 +1,15 @@
-//! The host: where its files are, how they are written and watched, and what its names mean.
+//! The host: where its files are, how they are written and watched, what its names mean, its signals and its service
+//! manager.
 
 mod dir;
+pub mod notify;
 mod resolver;
+mod signal;
 mod watch;
 
 pub use dir::{Access, Dir, DirError};
 pub use resolver::Resolver;
+pub use signal::shutdown;
 pub use watch::FileWatch;
 
 use std::path::{Path, PathBuf};

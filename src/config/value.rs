@@ -1,7 +1,10 @@
 //! From the text of a value to the value. Each error reads on after the text: `"60x" is no duration; …`.
 
 use super::{Platform, XdsMode};
-use crate::spiffe::{KeyKind, TrustDomain};
+use crate::{
+    spiffe::{KeyKind, TrustDomain},
+    telemetry::LogFilter,
+};
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
@@ -133,12 +136,8 @@ pub(super) fn admin_address(text: &str) -> Result<Option<SocketAddr>, String> {
     }
 }
 
-/// Checked here, so that a typing error is told with its place.
-pub(super) fn log_level(text: &str) -> Result<String, String> {
-    match text.parse::<tracing_subscriber::filter::Targets>() {
-        Ok(_) => Ok(text.to_owned()),
-        Err(_) => Err("is no log level; write error, warn, info, debug or trace, or target=level pairs".to_owned()),
-    }
+pub(super) fn log_level(text: &str) -> Result<LogFilter, String> {
+    text.parse().map_err(|fix| format!("is no log level; {fix}"))
 }
 
 pub(super) fn key_kind(text: &str) -> Result<KeyKind, String> {

@@ -1,0 +1,202 @@
+//! `we-agent status`: asks the daemon, and says it for people.
+
+use crate::{
+    admin,
+    status::{
+        HealthState, IdentityState, MembershipReport, MembershipState, RegistrationState, Report, Timestamp,
+        WorkloadReport,
+    },
+    system::Root,
+};
+use anstyle::{AnsiColor, Style};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use std::{error::Error, fmt::Write, path::PathBuf, time::Duration};
+use tokio::net::UnixStream;
+
+/// For the daemon to answer.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Why the daemon has not told its status.
+#[derive(Debug, thiserror::Error)]
+#[error("the daemon does not answer on {}: {cause}; {fix}", .socket.display())]
+pub(super) struct Unreachable {
+    socket: PathBuf,
+    cause: String,
+    fix: &'static str,
+}
+
+/// The daemon's report.
+pub(super) async fn fetch(root: &Root) -> Result<Report, Unreachable> {
+    let socket = root.path(admin::SOCKET);
+    let unreachable = |cause: String, fix| Unreachable { socket: socket.clone(), cause, fix };
+    let stream = UnixStream::connect(&socket).await.map_err(|error| {
+        let fix = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => "ask as root, or as a member of the socket's group",
+            _ => "start it with \"systemctl start we-agent\" or \"we-agent run\", with the same --root",
+        };
+        unreachable(error.to_string(), fix)
+    })?;
+    let fix = "restart it, and compare the versions of daemon and command";
+    match tokio::time::timeout(DEADLINE, ask(stream)).await {
+        Ok(Ok(report)) => Ok(report),
+        Ok(Err(error)) => Err(unreachable(error.to_string(), fix)),
+        Err(_) => Err(unreachable("no answer within 5 s".to_owned(), fix)),
+    }
+}
+
+async fn ask(stream: UnixStream) -> Result<Report, Box<dyn Error + Send + Sync>> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let request = http::Request::get("/status").header("host", "localhost").body(Empty::<Bytes>::new())?;
+    let answer = async { Ok::<_, hyper::Error>(sender.send_request(request).await?.collect().await?.to_bytes()) };
+    // The connection ends when the answer is complete; that it was cut short is the answer's error.
+    let (body, _) = tokio::join!(answer, connection);
+    Ok(serde_json::from_slice(&body?)?)
+}
+
+const GOOD: Style = AnsiColor::Green.on_default();
+const WAIT: Style = AnsiColor::Yellow.on_default();
+const BAD: Style = AnsiColor::Red.on_default();
+const BOLD: Style = Style::new().bold();
+const DIM: Style = Style::new().dimmed();
+
+/// One block for each workload; where something is wrong, a line with cause and fix.
+pub(super) fn text(report: &Report) -> String {
+    let mut out = String::new();
+    for (i, workload) in report.workloads.iter().enumerate() {
+        if i > 0 {
+            out.push('\n');
+        }
+        block(&mut out, workload, report.time);
+    }
+    if report.workloads.is_empty() {
+        let cause = report.cause.as_deref().unwrap_or("there is no workload");
+        let _ = writeln!(out, "{WAIT}{cause}{WAIT:#}");
+    }
+    out
+}
+
+fn block(out: &mut String, w: &WorkloadReport, now: Timestamp) {
+    let (style, word) = if w.ready { (GOOD, "ready") } else { (BAD, "not ready") };
+    let _ = writeln!(out, "{BOLD}{}{BOLD:#}  {style}{word}{style:#}", w.name);
+    if let Some(id) = &w.spiffe_id {
+        row(out, "spiffe id", DIM, id, "");
+    }
+    if !w.broken.is_empty() {
+        row(out, "bundle", BAD, "broken", "");
+        w.broken.iter().for_each(|mistake| wrong(out, mistake));
+        return;
+    }
+    identity(out, w, now);
+    registration(out, w, now);
+    membership(out, &w.membership);
+    health(out, w);
+    let addresses: Vec<_> = w.address.all.iter().map(ToString::to_string).collect();
+    if !addresses.is_empty() {
+        row(out, "address", DIM, &addresses.join(", "), "");
+    }
+    for files in &w.files {
+        let style = if files.cause.is_some() { BAD } else { DIM };
+        row(out, &files.publisher, style, &files.serial.as_ref().map_or("-".to_owned(), |s| format!("serial {s}")), "");
+        files.cause.iter().for_each(|cause| wrong(out, cause));
+    }
+    if !w.ignored.is_empty() {
+        row(out, "not obeyed", DIM, &w.ignored.join(", "), "");
+    }
+}
+
+fn identity(out: &mut String, w: &WorkloadReport, now: Timestamp) {
+    let state = w.identity.state;
+    let style = match state {
+        IdentityState::Valid => GOOD,
+        IdentityState::None => WAIT,
+        IdentityState::Refused | IdentityState::Expired | IdentityState::Dead => BAD,
+    };
+    let mut rest = String::new();
+    if let Some(end) = w.identity.not_after {
+        let word = if end > now { "expires" } else { "expired" };
+        let _ = write!(rest, ", {word} {} ({end})", relative(end, now));
+    }
+    if let Some(renewal) = w.identity.renew_at {
+        let _ = write!(rest, ", renewal {}", relative(renewal, now));
+    }
+    row(out, "identity", style, state.as_str(), &rest);
+    w.identity.cause.iter().for_each(|cause| wrong(out, cause));
+}
+
+fn registration(out: &mut String, w: &WorkloadReport, now: Timestamp) {
+    let state = w.registration.state;
+    let style = match state {
+        RegistrationState::Registered => GOOD,
+        RegistrationState::Absent | RegistrationState::Asked => WAIT,
+        RegistrationState::Lost | RegistrationState::Parked => BAD,
+    };
+    let mut rest = String::new();
+    if let Some(entry) = &w.registration.entry {
+        let _ = write!(rest, " as {entry}");
+    }
+    if let Some(since) = w.registration.since {
+        let _ = write!(rest, ", {}", relative(since, now));
+    }
+    row(out, "registration", style, state.as_str(), &rest);
+    w.registration.cause.iter().for_each(|cause| wrong(out, cause));
+}
+
+fn membership(out: &mut String, membership: &MembershipReport) {
+    let (style, word) = match membership.state {
+        MembershipState::Listed => (GOOD, "listed"),
+        MembershipState::Unknown => (DIM, "unknown"),
+        MembershipState::NotSelected => (BAD, "not selected"),
+        MembershipState::Withheld => (WAIT, "selected, not listed"),
+    };
+    let mut rest = String::new();
+    if !membership.services.is_empty() {
+        let _ = write!(rest, " for {}", membership.services.join(", "));
+    }
+    if let Some(tls) = membership.tls {
+        let ports: Vec<_> = membership.ports.iter().map(ToString::to_string).collect();
+        let speech = if tls { "mutual TLS" } else { "plain text" };
+        let _ = write!(rest, "; pods speak {speech} to port {}", ports.join(", "));
+    }
+    row(out, "membership", style, word, &rest);
+    let news = |cause: &&String| !(membership.state == MembershipState::Unknown && cause.starts_with("not looked"));
+    membership.cause.iter().filter(news).for_each(|cause| wrong(out, cause));
+}
+
+fn health(out: &mut String, w: &WorkloadReport) {
+    let style = match w.health.state {
+        HealthState::Healthy => GOOD,
+        HealthState::Unknown => DIM,
+        HealthState::Unhealthy | HealthState::Parked => BAD,
+    };
+    row(out, "health", style, w.health.state.as_str(), "");
+    w.health.message.iter().for_each(|message| wrong(out, message));
+}
+
+fn row(out: &mut String, label: &str, style: Style, word: &str, rest: &str) {
+    let _ = writeln!(out, "  {label:<13} {style}{}{style:#}{}", clean(word), clean(rest));
+}
+
+fn wrong(out: &mut String, cause: &str) {
+    let _ = writeln!(out, "  {:<13} {BAD}!{BAD:#} {}", "", clean(cause));
+}
+
+/// Texts from elsewhere do not steer the terminal.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// `in 11h 58m`, `3m 2s ago`: the two largest units.
+fn relative(time: Timestamp, now: Timestamp) -> String {
+    let (future, distance) = match time.0.duration_since(now.0) {
+        Ok(ahead) => (true, ahead),
+        Err(behind) => (false, behind.duration()),
+    };
+    let text = humantime::format_duration(Duration::from_secs(distance.as_secs())).to_string();
+    let largest: Vec<_> = text.split(' ').take(2).collect();
+    if future { format!("in {}", largest.join(" ")) } else { format!("{} ago", largest.join(" ")) }
+}
+
+#[cfg(test)]
+mod tests;

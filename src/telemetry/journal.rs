@@ -1,0 +1,87 @@
+//! The journal's native protocol: one datagram an entry, one `NAME=value` a line (systemd, "Native Journal Protocol").
+//!
+//! The libraries for it put the bare message into `MESSAGE` and everything else beside it, where `journalctl -u` does
+//! not show it. Hence these few lines.
+
+use super::{
+    record::{Record, plain},
+    severity,
+};
+use std::{
+    io,
+    os::unix::{fs::MetadataExt, net::UnixDatagram},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const SOCKET: &str = "/run/systemd/journal/socket";
+/// A longer value is cut, in bytes: the datagram has to fit into a socket buffer.
+const MAX_VALUE: usize = 8 * 1024;
+/// The journal may be busy, but it must not hold us up.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A socket that entries are sent from.
+pub(super) struct Journal {
+    socket: UnixDatagram,
+    to: PathBuf,
+}
+
+impl Journal {
+    /// The host's journal; none when there is none.
+    pub(super) fn system() -> Option<Self> {
+        Self::at(Path::new(SOCKET)).ok().filter(|journal| journal.to.exists())
+    }
+
+    pub(super) fn at(to: &Path) -> io::Result<Self> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_write_timeout(Some(PATIENCE))?;
+        Ok(Self { socket, to: to.to_owned() })
+    }
+
+    /// Sends one entry; by address each time, so that a restart of the journal is not noticed.
+    pub(super) fn send(&self, record: &Record) -> io::Result<()> {
+        self.socket.send_to(&entry(record), &self.to).map(|_| ())
+    }
+}
+
+/// Whether systemd has connected stderr to the journal: `JOURNAL_STREAM` is `device:inode` of that socket.
+pub(super) fn is_stderr() -> bool {
+    let Ok(stderr) = std::fs::metadata("/proc/self/fd/2") else { return false };
+    std::env::var("JOURNAL_STREAM").is_ok_and(|stream| stream == format!("{}:{}", stderr.dev(), stderr.ino()))
+}
+
+pub(super) fn entry(record: &Record) -> Vec<u8> {
+    let mut entry = Vec::with_capacity(512);
+    put(&mut entry, "MESSAGE", &record.words());
+    put(&mut entry, "PRIORITY", &severity(record.level).to_string());
+    put(&mut entry, "SYSLOG_IDENTIFIER", "we-agent");
+    put(&mut entry, "TARGET", record.target);
+    if let Some((file, line)) = record.place {
+        put(&mut entry, "CODE_FILE", file);
+        put(&mut entry, "CODE_LINE", &line.to_string());
+    }
+    for (name, value) in record.fields() {
+        put(&mut entry, &field_name(name), &plain(&value));
+    }
+    entry
+}
+
+/// Upper-case letters, digits and underscores, not beginning with an underscore (that is the journal's own).
+fn field_name(name: &str) -> String {
+    let legal = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
+    name.chars().map(legal).collect::<String>().trim_start_matches('_').to_owned()
+}
+
+/// A value with a line feed is sent with its length, in eight bytes, little-endian.
+fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
+    let value = &value[..value.floor_char_boundary(MAX_VALUE)];
+    entry.extend_from_slice(name.as_bytes());
+    if value.contains('\n') {
+        entry.push(b'\n');
+        entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
+    } else {
+        entry.push(b'=');
+    }
+    entry.extend_from_slice(value.as_bytes());
+    entry.push(b'\n');
+}

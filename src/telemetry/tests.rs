@@ -1,0 +1,109 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use std::{os::unix::net::UnixDatagram, time::Duration};
+use tracing::{info, info_span, warn};
+
+/// What the journal receives while `say` runs, one entry a datagram.
+fn entries(filter: &str, say: impl FnOnce()) -> Vec<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let journal = UnixDatagram::bind(&path).unwrap();
+    journal.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let filter: LogFilter = filter.parse().unwrap();
+    let output = Output(Sink::Journal(Journal::at(&path).unwrap())).with_filter(filter.0);
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(output), || {
+        say();
+        tracing::error!(target: "we_agent", "end");
+    });
+    let mut entries = Vec::new();
+    loop {
+        let mut buffer = vec![0; 64 * 1024];
+        let size = journal.recv(&mut buffer).unwrap();
+        let entry = String::from_utf8_lossy(&buffer[..size]).into_owned();
+        if entry.starts_with("MESSAGE=end\n") {
+            return entries;
+        }
+        entries.push(entry);
+    }
+}
+
+fn has(entry: &str, line: &str) {
+    assert!(entry.lines().any(|l| l == line), "{line} is not in\n{entry}");
+}
+
+#[test]
+fn the_journal_gets_a_sentence_and_every_field() {
+    let entries = entries("info", || {
+        let span = info_span!("workload", workload = "payments", spiffe_id = "spiffe://td/ns/a/sa/b", serial = "old");
+        span.in_scope(|| info!(serial = "1f", attempts = 3, "certificate issued"));
+        warn!(workload = "orders", cause = %"stream closed\nby peer", "registration lost");
+    });
+    has(&entries[0], "MESSAGE=payments: certificate issued  serial=1f attempts=3");
+    has(&entries[0], "PRIORITY=6");
+    has(&entries[0], "SYSLOG_IDENTIFIER=we-agent");
+    has(&entries[0], "WORKLOAD=payments");
+    has(&entries[0], "SPIFFE_ID=spiffe://td/ns/a/sa/b");
+    has(&entries[0], "SERIAL=1f");
+    has(&entries[0], "ATTEMPTS=3");
+    has(&entries[1], "PRIORITY=4");
+    let length = 21u64.to_le_bytes();
+    let cause = format!("\nCAUSE\n{}stream closed\nby peer\n", String::from_utf8_lossy(&length));
+    assert!(entries[1].contains(&cause), "{:?}", entries[1]);
+    let message = "orders: registration lost: stream closed\nby peer\n";
+    assert!(entries[1].starts_with("MESSAGE\n") && entries[1].contains(message), "{:?}", entries[1]);
+}
+
+#[test]
+fn a_bare_level_opens_our_targets_only() {
+    let say = || {
+        tracing::trace!("ours");
+        tracing::debug!(target: "h2::codec", "frame");
+        tracing::warn!(target: "rustls::conn", "odd");
+    };
+    let heard = |filter: &str| {
+        entries(filter, say).iter().filter_map(|e| Some(e.split_once('\n')?.0.to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(heard("trace"), ["MESSAGE=ours", "MESSAGE=odd"]);
+    assert_eq!(heard("info"), ["MESSAGE=odd"]);
+    assert_eq!(heard("error"), [""; 0]);
+    assert_eq!(heard("info,h2=debug"), ["MESSAGE=frame", "MESSAGE=odd"]);
+    assert_eq!(heard("we_agent=trace"), ["MESSAGE=ours", "MESSAGE=odd"]);
+    assert!("loud".parse::<LogFilter>().is_err());
+}
+
+fn record() -> Record {
+    let mut own = Fields::default();
+    let mut inherited = Fields::default();
+    let span = info_span!("unused");
+    let metadata = span.metadata().unwrap_or_else(|| panic!("spans need a subscriber"));
+    own.extend(&Fields::of(&[
+        ("message", "registration lost"),
+        ("entry", "vms/a b"),
+        ("cause", "closed\x1b[2J\nby peer"),
+    ]));
+    inherited.extend(&Fields::of(&[("workload", "payments"), ("spiffe_id", "spiffe://td/x")]));
+    Record::new(metadata, std::time::UNIX_EPOCH, own, inherited)
+}
+
+fn with_subscriber<T>(f: impl FnOnce() -> T) -> T {
+    tracing::subscriber::with_default(tracing_subscriber::registry(), f)
+}
+
+#[test]
+fn text_is_one_line_that_nobody_can_break() {
+    let text = anstream::adapter::strip_str(&with_subscriber(record).text()).to_string();
+    assert_eq!(text, "1970-01-01T00:00:00Z INFO  payments: registration lost: closed [2J by peer  entry=\"vms/a b\"\n");
+}
+
+#[test]
+fn json_has_every_field_at_the_top() {
+    let json: serde_json::Value = serde_json::from_str(&with_subscriber(record).json()).unwrap();
+    assert_eq!(
+        json,
+        serde_json::json!({
+            "time": "1970-01-01T00:00:00.000000Z", "level": "info", "target": "we_agent::telemetry::tests",
+            "message": "registration lost", "workload": "payments", "spiffe_id": "spiffe://td/x",
+            "entry": "vms/a b", "cause": "closed\u{1b}[2J\nby peer",
+        })
+    );
+}

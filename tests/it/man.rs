@@ -1,0 +1,86 @@
+//! The manual page is made from the command line's own words and committed, so that packages need no generator; this
+//! test keeps it fresh. After a change of `src/cli.rs`: `WE_AGENT_REGENERATE=1 cargo test --test it man`.
+
+use clap::{Command, CommandFactory};
+use clap_mangen::Man;
+use std::{error::Error, fs, path::Path};
+
+/// How roff is told which apostrophe it has.
+const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
+
+const FILES: &str = r#".SH FILES
+.TP
+/etc/we\-agent/\fIworkload\fR/
+The bundle: cluster.env, mesh.yaml, root\-cert.pem, istio\-token and hosts, as "istioctl x workload entry configure" wrote them.
+.TP
+/etc/we\-agent/we\-agent.yaml
+The configuration. Optional; the example that comes with the package shows every key at its default.
+.TP
+/run/we\-agent/\fIworkload\fR/
+key.pem, cert\-chain.pem and root\-cert.pem, always of one generation.
+.TP
+/run/we\-agent/admin.sock
+Where "we\-agent status" asks.
+.TP
+/var/lib/we\-agent/\fIworkload\fR/
+The last certificate, so that a restart needs no control plane.
+"#;
+
+const SIGNALS: &str = r".SH ENVIRONMENT
+.TP
+WE_AGENT_ROOT
+As \-\-root, which wins.
+.SH SIGNALS
+.TP
+SIGTERM, SIGINT
+Stop: the session is closed, files and state stay, and the control plane keeps the registration for its grace period. A second signal ends the process at once.
+";
+
+#[test]
+fn the_manual_page_is_fresh() -> Result<(), Box<dyn Error>> {
+    let mut command = we_agent::cli::Cli::command();
+    command.build();
+    let page = page(&command)?;
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/we-agent.8");
+    if std::env::var_os("WE_AGENT_REGENERATE").is_some() {
+        fs::write(&path, &page)?;
+    }
+    let kept = fs::read_to_string(&path).unwrap_or_default();
+    assert!(page == kept, "packaging/we-agent.8 is stale: WE_AGENT_REGENERATE=1 cargo test --test it man");
+    Ok(())
+}
+
+fn page(command: &Command) -> Result<String, Box<dyn Error>> {
+    let man = Man::new(command.clone()).section("8").date("").manual("System Administration");
+    let mut page = PREAMBLE.to_owned() + &text(|out| man.render_title(out))?;
+    page += &text(|out| man.render_name_section(out))?;
+    page += ".SH SYNOPSIS\n";
+    let subcommands = || command.get_subcommands().filter(|sub| sub.get_name() != "help");
+    for sub in subcommands() {
+        let synopsis = text(|out| Man::new(sub.clone()).render_synopsis_section(out))?;
+        page += &synopsis.replace(".SH SYNOPSIS\n", "");
+        page += ".br\n";
+    }
+    page += &text(|out| man.render_description_section(out))?;
+    page += ".SH COMMANDS\n";
+    for sub in subcommands() {
+        let about = sub.get_about().map(ToString::to_string).unwrap_or_default();
+        page += &format!(".SS we\\-agent {}\n{about}.\n", sub.get_name());
+        let options = text(|out| Man::new(sub.clone()).render_options_section(out))?;
+        page += &options.replace(".SH OPTIONS\n", "");
+    }
+    page += FILES;
+    page += SIGNALS;
+    let statuses = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    let statuses = statuses.lines().skip(1).filter_map(|line| line.trim().split_once(' '));
+    page += ".SH EXIT STATUS\n";
+    page += &statuses.map(|(code, words)| format!(".TP\n{code}\n{}\n", words.trim())).collect::<String>();
+    Ok(page)
+}
+
+fn text(render: impl FnOnce(&mut dyn std::io::Write) -> std::io::Result<()>) -> Result<String, Box<dyn Error>> {
+    let mut out = Vec::new();
+    render(&mut out)?;
+    // Each piece begins with it; it is needed once.
+    Ok(String::from_utf8(out)?.replace(PREAMBLE, ""))
+}
