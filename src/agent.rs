@@ -1,23 +1,45 @@
 //! Wiring, and the order of starting and stopping. The only place that knows all rooms.
+//!
+//! Start: configuration, then the admin sockets, then each bundle; a workload's stored certificate is published before
+//! anybody is dialled. Stop: all loops are told at once; identity, health and files return, sessions close their streams
+//! in order, five seconds at most; then the admin sockets go. Files and store stay: stopping is not leaving.
+
+mod journal;
+mod unit;
 
 use crate::{
     admin::{self, Admin, AdminError},
+    bundle::{self, Bundle, BundleDir},
     config::Config,
-    status::{Status, Workloads},
-    system::Root,
+    status::{Status, WorkloadStatus, Workloads},
+    system::{FileWatch, Root, going_down},
+    workload::{HostFacts, Workload},
 };
-use std::net::SocketAddr;
-use tokio::sync::watch;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
+use unit::Unit;
+
+/// From one look for new or mended bundles to the next.
+const LOOK: Duration = Duration::from_secs(5);
+/// Bound on ending everything.
+const STOP: Duration = Duration::from_secs(5);
 
 /// The daemon, bound but not running.
 #[derive(Debug)]
 pub struct Agent {
-    admin: Admin,
+    root: Root,
     config: Config,
+    admin: Admin,
     status: Status,
-    /// Every workload, as found.
-    _workloads: watch::Sender<Workloads>,
+    workloads: watch::Sender<Workloads>,
 }
 
 impl Agent {
@@ -26,11 +48,10 @@ impl Agent {
     /// # Errors
     /// When the admin socket cannot be had.
     pub async fn bind(root: &Root, config: Config) -> Result<Self, AdminError> {
-        let note = Some("no bundle in /etc/we-agent".to_owned());
-        let (workloads, receiver) = watch::channel(Workloads { list: Vec::new(), note });
+        let (workloads, receiver) = watch::channel(Workloads::default());
         let status = Status::new(receiver);
         let admin = Admin::bind(root, config.admin_address, status.clone()).await?;
-        Ok(Self { admin, config, status, _workloads: workloads })
+        Ok(Self { root: root.clone(), config, admin, status, workloads })
     }
 
     /// The loopback address that is served.
@@ -38,9 +59,201 @@ impl Agent {
         self.admin.address()
     }
 
+    /// All facts, to read while it runs.
+    pub fn status(&self) -> Status {
+        self.status.clone()
+    }
+
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let supervisor = admin::supervise(self.status, self.config.ready_timeout, || true, stop.clone());
-        tokio::join!(self.admin.run(stop), supervisor);
+        let Self { root, config, admin, status, workloads } = self;
+        let stopped = CancellationToken::new();
+        let supervisor = admin::supervise(status, config.ready_timeout, || true, stop.clone());
+        let served = admin.run(stopped.clone());
+        let mut floor = Floor { root, config, workloads, slots: BTreeMap::new() };
+        let units = async {
+            floor.run(stop).await;
+            stopped.cancel();
+        };
+        tokio::join!(supervisor, served, units);
     }
+}
+
+/// A workload's place: it runs, or waits until its bundle is mended.
+#[derive(Debug)]
+enum Slot {
+    Running { unit: Unit, key: Key },
+    Broken { files: FileWatch, mistakes: Vec<String> },
+}
+
+/// What makes istiod's WorkloadEntry: two workloads with the same would fight over one object.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Key {
+    namespace: String,
+    group: String,
+    network: String,
+    given: Vec<IpAddr>,
+}
+
+/// All workloads of this host.
+struct Floor {
+    root: Root,
+    config: Config,
+    workloads: watch::Sender<Workloads>,
+    slots: BTreeMap<String, Slot>,
+}
+
+impl Floor {
+    async fn run(&mut self, stop: CancellationToken) {
+        let (leaving, told) = watch::channel(false);
+        let units = CancellationToken::new();
+        loop {
+            self.look(&units, &told).await;
+            let next = Instant::now() + LOOK;
+            tokio::select! {
+                () = sleep_until(next) => {}
+                () = stop.cancelled() => break,
+            }
+        }
+        if going_down().await {
+            leaving.send_replace(true);
+        }
+        units.cancel();
+        let ended = async {
+            for slot in std::mem::take(&mut self.slots).into_values() {
+                if let Slot::Running { unit, .. } = slot {
+                    unit.ended().await;
+                }
+            }
+        };
+        if timeout(STOP, ended).await.is_err() {
+            tracing::warn!("a session did not end in time and is dropped");
+        }
+    }
+
+    /// Starts what is new, reads again what was broken and has changed, starts again what ended by a bug.
+    async fn look(&mut self, stop: &CancellationToken, leaving: &watch::Receiver<bool>) {
+        let (found, note) = self.find();
+        let mut news = false;
+        for (name, dir) in found {
+            let due = match self.slots.get_mut(&name) {
+                None => true,
+                Some(Slot::Running { unit, .. }) => unit.has_failed(),
+                Some(Slot::Broken { files, .. }) => files.has_changed(),
+            };
+            if due {
+                let slot = self.open(&name, &dir, stop, leaving);
+                self.slots.insert(name, slot);
+                news = true;
+            }
+        }
+        if news || self.workloads.borrow().note != note {
+            let list = self.slots.iter().map(|(name, slot)| slot.status(name)).collect();
+            if let Some(note) = note.as_ref().filter(|_| self.workloads.borrow().note != note) {
+                tracing::warn!("{note}");
+            }
+            self.workloads.send_replace(Workloads { list, note });
+        }
+    }
+
+    /// The bundles of this host, and what is to be said when there is none.
+    fn find(&self) -> (Vec<(String, BundleDir)>, Option<String>) {
+        let place = self.root.path("/etc/we-agent");
+        let found = match bundle::find(&self.root) {
+            Ok(found) => found,
+            Err(error) => return (Vec::new(), Some(format!("{}: {error}", place.display()))),
+        };
+        if found.iter().any(|(_, dir)| dir.istio) {
+            if let Some(id) = bundle::istio_agent(&self.root) {
+                let note = format!(
+                    "Istio's own agent runs here (process {id}), and two agents on one entry make it leak: \
+                     stop it (systemctl disable --now istio) or put a bundle of its own into {}/<workload>/",
+                    place.display()
+                );
+                return (Vec::new(), Some(note));
+            }
+        }
+        let named: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
+        let lost: Vec<_> = self.config.workload_names().filter(|name| !named.contains(name)).collect();
+        let note = match (found.is_empty(), lost.is_empty()) {
+            (true, _) => Some(format!(
+                "no bundle in {0}: copy what `istioctl x workload entry configure` wrote to {0}/<workload>/",
+                place.display()
+            )),
+            (false, false) => Some(format!(
+                "we-agent.yaml names workloads without a bundle: {}; put their bundles into {}/<workload>/",
+                lost.join(", "),
+                place.display()
+            )),
+            _ => None,
+        };
+        (found, note)
+    }
+
+    fn open(&self, name: &str, dir: &BundleDir, stop: &CancellationToken, leaving: &watch::Receiver<bool>) -> Slot {
+        // Stamped before the reading: a change in between is seen at the next look.
+        let files = FileWatch::new(dir.files().map(ToOwned::to_owned));
+        let settings = self.config.workload(name);
+        let workload = match self.read(name, dir) {
+            Ok(workload) => workload,
+            Err(mistakes) => {
+                for mistake in &mistakes {
+                    tracing::error!(workload = name, "the bundle cannot be used: {mistake}");
+                }
+                return Slot::Broken { files, mistakes };
+            }
+        };
+        let key = Key {
+            namespace: workload.namespace.clone(),
+            group: workload.group.clone().or_else(|| workload.existing_entry.clone()).unwrap_or_default(),
+            network: workload.network.clone(),
+            given: workload.given.clone(),
+        };
+        Slot::Running { unit: Unit::start(workload, settings, &self.root, stop, leaving), key }
+    }
+
+    fn read(&self, name: &str, dir: &BundleDir) -> Result<Workload, Vec<String>> {
+        let texts = |errors: bundle::BundleErrors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let bundle = Bundle::read(&self.root, dir).map_err(texts)?;
+        let host = HostFacts { host_name: host_name() };
+        let overrides = unit::overrides(&self.config.workload(name)).map_err(|mistake| vec![mistake])?;
+        let workload = bundle.workload(name, &overrides, &host).map_err(texts)?;
+        let same = |slot: &&Slot| match slot {
+            Slot::Running { key, .. } => {
+                workload.registers()
+                    && key.group == workload.group.clone().or_else(|| workload.existing_entry.clone()).unwrap_or_default()
+                    && (&key.namespace, &key.network, &key.given)
+                        == (&workload.namespace, &workload.network, &workload.given)
+            }
+            Slot::Broken { .. } => false,
+        };
+        let twin = self.slots.iter().filter(|(other, _)| *other != name).find(|(_, slot)| same(slot));
+        match twin {
+            Some((other, _)) => Err(vec![format!(
+                "the same WorkloadGroup, network and address as workload {other}: istiod would keep one WorkloadEntry for \
+                 both; remove one of the two directories, or give each an address of its own"
+            )]),
+            None => Ok(workload),
+        }
+    }
+}
+
+impl Slot {
+    fn status(&self, name: &str) -> WorkloadStatus {
+        match self {
+            Self::Running { unit, .. } => unit.status(name),
+            Self::Broken { mistakes, .. } => WorkloadStatus {
+                name: name.to_owned(),
+                spiffe_id: None,
+                registers: true,
+                broken: mistakes.clone(),
+                ignored: Vec::new(),
+                facts: None,
+            },
+        }
+    }
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".to_owned())
 }

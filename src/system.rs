@@ -3,11 +3,13 @@
 
 mod dir;
 pub mod notify;
+mod power;
 mod resolver;
 mod signal;
 mod watch;
 
 pub use dir::{Access, Dir, DirError};
+pub use power::going_down;
 pub use resolver::Resolver;
 pub use signal::shutdown;
 pub use watch::FileWatch;

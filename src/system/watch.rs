@@ -24,14 +24,15 @@ impl FileWatch {
         Self { paths, seen }
     }
 
-    /// Returns when one of the files is another than at the last return, or at the beginning. Safe to cancel.
+    /// Whether one of the files is another than at the last look that said so, or at the beginning.
+    pub fn has_changed(&mut self) -> bool {
+        let now = stamps(&self.paths);
+        now != std::mem::replace(&mut self.seen, now.clone())
+    }
+
+    /// Returns when a file has changed. Safe to cancel.
     pub async fn changed(&mut self) {
-        loop {
-            let now = stamps(&self.paths);
-            if now != self.seen {
-                self.seen = now;
-                return;
-            }
+        while !self.has_changed() {
             tokio::time::sleep(EVERY).await;
         }
     }

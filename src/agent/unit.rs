@@ -1,0 +1,208 @@
+//! One workload at work: its loops, its facts, and nothing shared with another.
+
+use super::journal;
+use crate::{
+    address,
+    config::{MembershipConfig, WorkloadConfig, XdsMode},
+    control::{Credential, Istiod, MembershipSettings, Post, Xds, read_roots},
+    health::{self, ProbeSettings},
+    identity::{self, Wanted},
+    publish::{self, Files, Layout},
+    session,
+    status::{Addresses, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus},
+    system::{Access, FileWatch, Resolver, Root},
+    time::Clock,
+    workload::{Locality, Overrides, Workload},
+};
+use std::{path::Path, sync::Arc};
+use tokio::{
+    sync::watch,
+    task::{JoinHandle, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+/// A running workload.
+#[derive(Debug)]
+pub(super) struct Unit {
+    workload: Arc<Workload>,
+    facts: Facts,
+    task: JoinHandle<()>,
+}
+
+impl Unit {
+    /// Starts the loops of `workload`. They end when `stop` is cancelled; `leaving` says whether the machine goes down.
+    pub(super) fn start(
+        workload: Workload,
+        settings: WorkloadConfig,
+        root: &Root,
+        stop: &CancellationToken,
+        leaving: &watch::Receiver<bool>,
+    ) -> Self {
+        let workload = Arc::new(workload);
+        let clock = Clock::default();
+        let wanted = wanted(&workload, &settings, root);
+        let identity = identity::load(&wanted, clock.now()).unwrap_or_else(|error| Identity {
+            trouble: Some(Trouble { since: clock.now(), kind: "store", cause: error.to_string() }),
+            ..Identity::default()
+        });
+        let (identity, registration, membership) =
+            (watch::Sender::new(identity), watch::Sender::new(Registration::default()), watch::Sender::new(Membership::default()));
+        let (health, addresses) = (watch::Sender::new(Health::default()), watch::Sender::new(Addresses::default()));
+        let outputs: Vec<_> = outputs(&workload, &settings, root)
+            .into_iter()
+            .map(|(name, files)| (name, files, watch::Sender::new(Publication::default())))
+            .collect();
+        let facts = Facts {
+            identity: identity.subscribe(),
+            registration: registration.subscribe(),
+            membership: membership.subscribe(),
+            health: health.subscribe(),
+            addresses: addresses.subscribe(),
+            publications: outputs.iter().map(|(name, _, fact)| (*name, fact.subscribe())).collect(),
+        };
+
+        let stop = stop.child_token();
+        let mut loops = JoinSet::new();
+        let span = || tracing::info_span!("workload", workload = %workload.name, spiffe_id = %workload.id);
+        loops.spawn(journal::run(facts.clone(), clock, stop.clone()).instrument(span()));
+        for (_, files, fact) in outputs {
+            loops.spawn(publish::run(files, facts.identity.clone(), fact, clock, stop.clone()).instrument(span()));
+        }
+        let resolver = Resolver::new(workload.hosts.clone());
+        let authority = &workload.discovery.authority;
+        let target = (authority.host.clone(), authority.port);
+        loops.spawn(
+            address::run(workload.given.clone(), target, resolver.clone(), addresses, stop.clone()).instrument(span()),
+        );
+        let probes = ProbeSettings {
+            allow_exec: settings.health.allow_exec,
+            verify_tls: settings.health.verify_tls,
+            localhost: workload.probe_localhost,
+        };
+        loops.spawn(
+            health::run(workload.probe.clone(), probes, facts.addresses.clone(), health, stop.clone()).instrument(span()),
+        );
+        let post = Post {
+            health: facts.health.clone(),
+            addresses: facts.addresses.clone(),
+            registration,
+            membership,
+            stop: stop.clone(),
+            leaving: leaving.clone(),
+        };
+        let connected = connected(workload.clone(), settings, wanted, resolver, identity, post, clock);
+        loops.spawn(connected.instrument(span()));
+        let task = tokio::spawn(join(loops, stop).instrument(span()));
+        Self { workload, facts, task }
+    }
+
+    /// Whether it ended although nobody told it to: a bug.
+    pub(super) fn has_failed(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// Waits for its end.
+    pub(super) async fn ended(self) {
+        let _ = self.task.await;
+    }
+
+    pub(super) fn status(&self, name: &str) -> WorkloadStatus {
+        WorkloadStatus {
+            name: name.to_owned(),
+            spiffe_id: Some(self.workload.id.to_string()),
+            registers: self.workload.registers(),
+            broken: Vec::new(),
+            ignored: self.workload.ignored.clone(),
+            facts: Some(self.facts.clone()),
+        }
+    }
+}
+
+/// The two loops that talk to the control plane. They share its connections.
+async fn connected(
+    workload: Arc<Workload>,
+    settings: WorkloadConfig,
+    wanted: Wanted,
+    resolver: Resolver,
+    identity: watch::Sender<Identity>,
+    post: Post,
+    clock: Clock,
+) {
+    let credential = Credential { token: workload.token.clone(), identity: identity.subscribe() };
+    let xds = match settings.control_plane.xds {
+        XdsMode::Delta => Xds::Delta,
+        XdsMode::Sotw => Xds::Sotw,
+    };
+    let MembershipConfig { enabled, max_bytes } = settings.membership;
+    let membership = enabled.then_some(MembershipSettings { max_bytes });
+    let cloud: Option<Locality> = None;
+    let control = Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, cloud, clock));
+    let local = FileWatch::new([workload.token.clone(), workload.ca.roots.clone(), workload.discovery.roots.clone()]);
+    let roots = workload.ca.roots.clone();
+    let anchors = move || read_roots(&roots).ok();
+    let kept = identity::run(control.clone(), wanted, anchors, identity, local.clone(), clock, post.stop.clone());
+    if workload.registers() {
+        tokio::join!(kept, session::run(control, post, local, clock));
+    } else {
+        kept.await;
+    }
+}
+
+/// Waits for all loops. One that panicked takes the others of its workload with it, in order, and nobody else's.
+async fn join(mut loops: JoinSet<()>, stop: CancellationToken) {
+    while let Some(ended) = loops.join_next().await {
+        if !stop.is_cancelled() {
+            match ended {
+                Ok(()) => tracing::error!("a loop ended by itself, which is a bug; the workload is started again"),
+                Err(error) => tracing::error!(cause = %error, "a loop failed, which is a bug; the workload is started again"),
+            }
+            stop.cancel();
+        }
+    }
+}
+
+fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted {
+    Wanted {
+        id: workload.id.clone(),
+        key: workload.key,
+        ttl: workload.ttl,
+        min_interval: settings.identity.min_interval,
+        root: root.clone(),
+        store: Path::new("/var/lib/we-agent").join(&workload.name),
+    }
+}
+
+/// Where the certificate goes.
+fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Vec<(&'static str, Files)> {
+    // 0640: for the group that we run as.
+    let access = if settings.files.mode & 0o040 == 0 { Access::Owner } else { Access::Group(nix::unistd::getegid().as_raw()) };
+    let own = Path::new("/run/we-agent").join(&workload.name);
+    let mut outputs = vec![("files", Files::new(root, own, Layout::Generations, access))];
+    if let Some(dir) = workload.output_certs.as_ref().filter(|_| settings.files.output_certs) {
+        outputs.push(("output_certs", Files::new(root, dir, Layout::Flat, access)));
+    }
+    outputs
+}
+
+/// What our own configuration says over the bundle.
+pub(super) fn overrides(settings: &WorkloadConfig) -> Result<Overrides, String> {
+    let authority = |key: &str, text: &Option<String>| match text {
+        Some(text) => text.parse().map(Some).map_err(|e| format!("we-agent.yaml: controlPlane.{key}: {e}")),
+        None => Ok(None),
+    };
+    let control = &settings.control_plane;
+    Ok(Overrides {
+        addresses: settings.address.clone(),
+        trust_domain: settings.trust_domain.clone(),
+        key: settings.identity.key,
+        ttl: settings.identity.ttl,
+        discovery: authority("discoveryAddress", &control.discovery_address)?,
+        ca: authority("caAddress", &control.ca_address)?,
+        server_name: control.server_name.clone(),
+        locality: settings.locality.as_deref().and_then(Locality::parse),
+        cluster_id: settings.cluster_id.clone(),
+        network: settings.network.clone(),
+        labels: settings.labels.clone(),
+    })
+}
