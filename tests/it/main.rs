@@ -1,2 +1,5 @@
 //! Integration tests: one binary, real sockets, real TLS.
+mod authority;
+mod crash;
+mod files;
 mod generated;
