@@ -260,8 +260,7 @@ fn uris<'a>(cert: &'a X509Certificate<'_>) -> Vec<&'a str> {
     names.flatten().filter_map(|n| if let GeneralName::URI(uri) = n { Some(*uri) } else { None }).collect()
 }
 
-/// Whether the key usage allows what only an authority may do; no usage at all allows it by being silent, but webpki
-/// asks for the extended usages besides.
+/// Whether the key usage names what only an authority may do.
 fn may_sign(cert: &X509Certificate<'_>) -> bool {
     cert.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign())
 }

@@ -3,7 +3,7 @@
 //! A child process (this binary again) does one save or one publication under strace. A first run records its calls;
 //! then there is one run for each call that writes, killed just before it, and one in which that call fails. After
 //! each, what is on the disk must be a usable pair, and the next run must succeed and clean up.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use crate::authority::{Authority, Leaf};
 use std::{
@@ -237,6 +237,26 @@ fn calls(log: &str) -> Vec<(String, usize, String)> {
     calls
 }
 
+/// What a power cut needs: content is synced before a rename gives it its name, the generation has its name for good
+/// before `..data` leads there, and nothing is left unsynced at the end (removals may come back).
+fn assert_durable(calls: &[(String, usize, String)]) {
+    let (mut content, mut names) = (false, false);
+    for (name, _, text) in calls {
+        match name.as_str() {
+            "write" => content = true,
+            "fsync" => (content, names) = (false, false),
+            "renameat" => {
+                assert!(!content, "renamed before it was synced: {text}");
+                assert!(!names || !text.contains("..data"), "leads to a name that is not synced: {text}");
+                names = true;
+            }
+            "symlinkat" | "mkdirat" => names = true,
+            _ => {}
+        }
+    }
+    assert!(!content && !names, "something is not synced in the end");
+}
+
 /// Runs `act` with a kill before, and then with a failure of, each of its calls.
 fn at_every_call(act: Act, prepare: impl Fn(&Root, &Pairs), check: impl Fn(&Root, &Pairs, &str, bool)) {
     if !strace_works() {
@@ -252,6 +272,7 @@ fn at_every_call(act: Act, prepare: impl Fn(&Root, &Pairs), check: impl Fn(&Root
     let first = fresh();
     assert_eq!(strace(act, &pairs, first.path(), &["-o", log.to_str().unwrap()]).code(), Some(DONE));
     let calls = calls(&fs::read_to_string(&log).unwrap());
+    assert_durable(&calls);
     println!("{}: {} calls", act.word(), calls.len());
     for (name, count, text) in &calls {
         for fault in ["signal=KILL", "error=ENOSPC"] {

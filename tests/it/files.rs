@@ -1,5 +1,5 @@
 //! The published files as their consumers see them.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use crate::authority::{Authority, Leaf};
 use std::{
