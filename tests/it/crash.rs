@@ -7,7 +7,7 @@
 
 use crate::authority::{Authority, Leaf};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
     os::unix::process::ExitStatusExt as _,
@@ -237,24 +237,39 @@ fn calls(log: &str) -> Vec<(String, usize, String)> {
     calls
 }
 
-/// What a power cut needs: content is synced before a rename gives it its name, the generation has its name for good
-/// before `..data` leads there, and nothing is left unsynced at the end (removals may come back).
+/// What a power cut needs: a rename gives a name to nothing that is not synced, `..data` leads to no name that is not
+/// synced, and nothing is left unsynced at the end. Removals may come back.
 fn assert_durable(calls: &[(String, usize, String)]) {
-    let (mut content, mut names) = (false, false);
+    let mut unsynced: BTreeSet<String> = BTreeSet::new(); // descriptors
+    let mut same: BTreeMap<String, String> = BTreeMap::new(); // of the same directory
     for (name, _, text) in calls {
+        let arguments = text.split_once('(').unwrap().1;
+        let argument = |n: usize| arguments.split([',', ')']).nth(n).unwrap().trim().to_owned();
+        let at = |n: usize| same.get(&argument(n)).cloned().unwrap_or(argument(n));
         match name.as_str() {
-            "write" => content = true,
-            "fsync" => (content, names) = (false, false),
-            "renameat" => {
-                assert!(!content, "renamed before it was synced: {text}");
-                assert!(!names || !text.contains("..data"), "leads to a name that is not synced: {text}");
-                names = true;
+            "openat" => {
+                let (dir, opened) = (at(0), text.rsplit("= ").next().unwrap().to_owned());
+                assert!(!unsynced.contains(&opened), "closed before it was synced: {text}");
+                same.remove(&opened);
+                if argument(1) == r#"".""# {
+                    same.insert(opened, dir);
+                } else if text.contains("O_CREAT") {
+                    unsynced.insert(dir);
+                }
             }
-            "symlinkat" | "mkdirat" => names = true,
+            "write" | "mkdirat" => drop(unsynced.insert(at(0))),
+            "symlinkat" => drop(unsynced.insert(at(1))),
+            "fsync" => drop(unsynced.remove(&at(0))),
+            "renameat" => {
+                let dir = at(0);
+                assert!(unsynced.iter().all(|fd| *fd == dir), "not all is synced: {unsynced:?} at {text}");
+                assert!(!text.contains(r#", "..data")"#) || unsynced.is_empty(), "leads to an unsynced name: {text}");
+                unsynced.insert(dir);
+            }
             _ => {}
         }
     }
-    assert!(!content && !names, "something is not synced in the end");
+    assert!(unsynced.is_empty(), "not synced in the end: {unsynced:?}");
 }
 
 /// Runs `act` with a kill before, and then with a failure of, each of its calls.
