@@ -5,9 +5,10 @@
 //! each, what is on the disk must be a usable pair, and the next run must succeed and clean up.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod trace;
+
 use crate::authority::{Authority, Leaf};
 use std::{
-    collections::{BTreeMap, BTreeSet},
     fs,
     io::Write as _,
     os::unix::process::ExitStatusExt as _,
@@ -16,6 +17,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
+use trace::{BEGIN, END, assert_durable, calls};
 use we_agent::{
     identity::Store,
     publish::{Files, Layout},
@@ -26,66 +28,9 @@ use we_agent::{
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
 const STORE: &str = "/var/lib/we-agent/payments";
 const OUT: &str = "/run/we-agent/payments";
-/// The child looks these paths up, so that its calls can be told from those of the test harness.
-const BEGIN: &str = "/we-agent-crash-begin";
-const END: &str = "/we-agent-crash-end";
 /// Exit codes of the child.
 const DONE: i32 = 0;
 const REFUSED: i32 = 3;
-
-/// Calls that change what is on the disk, or make it durable.
-const WRITES: [&str; 21] = [
-    "openat",
-    "creat",
-    "open",
-    "write",
-    "writev",
-    "pwrite64",
-    "ftruncate",
-    "fsync",
-    "fdatasync",
-    "rename",
-    "renameat",
-    "renameat2",
-    "symlinkat",
-    "linkat",
-    "mkdirat",
-    "unlinkat",
-    "fchmod",
-    "fchmodat",
-    "fchown",
-    "fchownat",
-    "rmdir",
-];
-/// Calls that do not.
-const READS: [&str; 26] = [
-    "read",
-    "pread64",
-    "close",
-    "fstat",
-    "newfstatat",
-    "statx",
-    "lseek",
-    "getdents64",
-    "readlinkat",
-    "fcntl",
-    "geteuid",
-    "getegid",
-    "mmap",
-    "munmap",
-    "mremap",
-    "brk",
-    "madvise",
-    "futex",
-    "getrandom",
-    "rt_sigprocmask",
-    "sigaltstack",
-    "sched_yield",
-    "clock_gettime",
-    "mprotect",
-    "gettid",
-    "getpid",
-];
 
 fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000)
@@ -212,64 +157,6 @@ fn strace_works() -> bool {
         println!("skipped: strace is not installed, or may not trace here");
     }
     works
-}
-
-/// The writing calls of one run, in order: name, how many calls of that name the process has made by then, and text.
-fn calls(log: &str) -> Vec<(String, usize, String)> {
-    let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
-    let (mut inside, mut ended, mut calls) = (false, false, Vec::new());
-    for line in log.lines() {
-        let Some((pid, call)) = line.split_once(char::is_whitespace) else { continue };
-        let Some((name, _)) = call.trim_start().split_once('(') else { continue };
-        let count = counts.entry((pid.to_owned(), name.to_owned())).or_default();
-        *count += 1;
-        if call.contains(BEGIN) {
-            inside = true;
-        } else if call.contains(END) {
-            (inside, ended) = (false, true);
-        } else if inside && WRITES.contains(&name) {
-            calls.push((name.to_owned(), *count, call.trim().to_owned()));
-        } else {
-            assert!(!inside || READS.contains(&name), "does {name} change the disk? put it into one of the two lists");
-        }
-    }
-    assert!(ended && !calls.is_empty(), "nothing was recorded");
-    calls
-}
-
-/// What a power cut needs: a rename gives a name to nothing that is not synced, `..data` leads to no name that is not
-/// synced, and nothing is left unsynced at the end. Removals may come back.
-fn assert_durable(calls: &[(String, usize, String)]) {
-    let mut unsynced: BTreeSet<String> = BTreeSet::new(); // descriptors
-    let mut same: BTreeMap<String, String> = BTreeMap::new(); // of the same directory
-    for (name, _, text) in calls {
-        let arguments = text.split_once('(').unwrap().1;
-        let argument = |n: usize| arguments.split([',', ')']).nth(n).unwrap().trim().to_owned();
-        let at = |n: usize| same.get(&argument(n)).cloned().unwrap_or(argument(n));
-        match name.as_str() {
-            "openat" => {
-                let (dir, opened) = (at(0), text.rsplit("= ").next().unwrap().to_owned());
-                assert!(!unsynced.contains(&opened), "closed before it was synced: {text}");
-                same.remove(&opened);
-                if argument(1) == r#"".""# {
-                    same.insert(opened, dir);
-                } else if text.contains("O_CREAT") {
-                    unsynced.insert(dir);
-                }
-            }
-            "write" | "mkdirat" => drop(unsynced.insert(at(0))),
-            "symlinkat" => drop(unsynced.insert(at(1))),
-            "fsync" => drop(unsynced.remove(&at(0))),
-            "renameat" => {
-                let dir = at(0);
-                assert!(unsynced.iter().all(|fd| *fd == dir), "not all is synced: {unsynced:?} at {text}");
-                assert!(!text.contains(r#", "..data")"#) || unsynced.is_empty(), "leads to an unsynced name: {text}");
-                unsynced.insert(dir);
-            }
-            _ => {}
-        }
-    }
-    assert!(unsynced.is_empty(), "not synced in the end: {unsynced:?}");
 }
 
 /// Runs `act` with a kill before, and then with a failure of, each of its calls.
