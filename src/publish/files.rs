@@ -141,14 +141,13 @@ pub async fn run(
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
     loop {
-        let now = clock.now();
-        let newest = identity.borrow_and_update().valid(now).cloned();
+        let (now, attempted) = (clock.now(), identity.borrow().current.clone());
         let mut wait = REVIEW;
-        if let Some(context) = newest {
-            match blocking(&files, &context, now).await {
+        if let Some(context) = attempted.as_ref().filter(|context| context.svid.is_valid(now)) {
+            match blocking(&files, context, now).await {
                 Ok(outcome) => {
                     backoff.reset();
-                    tell_success(&files, &fact, &context, outcome);
+                    tell_success(&files, &fact, context, outcome);
                 }
                 Err(error) => {
                     wait = backoff.next_wait();
@@ -156,9 +155,11 @@ pub async fn run(
                 }
             }
         }
+        // The fact changes for other reasons, too, say a renewal that is refused: only another SVID is news here.
+        let other = |news: &Identity| news.current.as_ref().map(Arc::as_ptr) != attempted.as_ref().map(Arc::as_ptr);
         tokio::select! {
             () = shutdown.cancelled() => return,
-            changed = identity.changed() => if changed.is_err() { return },
+            gone = async { identity.wait_for(other).await.is_err() } => if gone { return },
             () = tokio::time::sleep(wait) => {}
         }
     }

@@ -63,6 +63,12 @@ impl PrivateKey {
         Ok(Self::from_pair(&pair, Zeroizing::new(pem.to_owned())))
     }
 
+    /// A key that claims to be the private half of `public`: recordings have no private keys.
+    #[cfg(test)]
+    pub(super) fn claiming(public: &[u8]) -> Result<Self, KeyError> {
+        Ok(Self { public: public.to_owned(), ..Self::generate(KeyKind::EcP256)? })
+    }
+
     fn from_pair(pair: &KeyPair, pem: Zeroizing<String>) -> Self {
         Self { pem, der: Zeroizing::new(pair.serialize_der()), public: pair.subject_public_key_info() }
     }

@@ -89,7 +89,7 @@ pub enum SvidError {
         /// Every URI in the certificate.
         got: String,
     },
-    /// The leaf may sign certificates (forbidden by the X.509-SVID standard, section 4.1).
+    /// The leaf may sign certificates or revocations (forbidden by the X.509-SVID standard, sections 4.1 and 4.3).
     #[error("the certificate is a certificate authority")]
     Authority,
     /// No path to the roots, wrong usage, or outside its validity.
@@ -144,7 +144,7 @@ impl X509Svid {
         if uris != [id.as_str()] {
             return Err(SvidError::WrongIdentity { expected: id.clone(), got: uris.join(", ") });
         }
-        if cert.is_ca() {
+        if cert.is_ca() || may_sign(&cert) {
             return Err(SvidError::Authority);
         }
         let (not_before, not_after) = (wall(cert.validity().not_before), wall(cert.validity().not_after));
@@ -260,6 +260,11 @@ fn uris<'a>(cert: &'a X509Certificate<'_>) -> Vec<&'a str> {
     names.flatten().filter_map(|n| if let GeneralName::URI(uri) = n { Some(*uri) } else { None }).collect()
 }
 
+/// Whether the key usage names what only an authority may do.
+fn may_sign(cert: &X509Certificate<'_>) -> bool {
+    cert.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign())
+}
+
 fn wall(time: x509_parser::time::ASN1Time) -> SystemTime {
     let seconds = time.timestamp();
     let distance = Duration::from_secs(seconds.unsigned_abs());
@@ -287,3 +292,6 @@ fn verify(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -46,6 +46,14 @@ pub enum DirError {
     /// Something else has the name that we need.
     #[error("{} is in the way: it was not made by we-agent; move it away", .0.display())]
     InTheWay(PathBuf),
+    /// Only members of a group may give a file to it.
+    #[error("cannot give {} to group {gid}: make the user that we-agent runs as a member of that group", .path.display())]
+    Group {
+        /// The file or directory.
+        path: PathBuf,
+        /// The group's number.
+        gid: u32,
+    },
     /// Longer than the reader's limit.
     #[error("{} is longer than {limit} bytes", .path.display())]
     TooLong {
@@ -74,6 +82,7 @@ impl DirError {
             Self::Io { errno: Errno::EROFS, .. } => "read_only",
             Self::Io { errno: Errno::EACCES | Errno::EPERM, .. } => "denied",
             Self::Io { errno: Errno::ENOENT, .. } => "missing",
+            Self::Group { .. } => "denied",
             Self::Io { .. } | Self::TooLong { .. } => "disk",
             Self::Unsafe { .. } => "unsafe_path",
             Self::InTheWay(_) => "in_the_way",
@@ -101,15 +110,19 @@ impl Access {
     }
 
     /// Gives what is behind `fd` its group and mode; a call that would change nothing is not made.
-    fn grant(self, fd: &OwnedFd, mode: Mode) -> nix::Result<()> {
-        let stat = fstat(fd)?;
+    fn grant(self, fd: &OwnedFd, mode: Mode, path: &Path) -> Result<(), DirError> {
+        let failed = |errno| io("set the mode of", path, errno);
+        let stat = fstat(fd).map_err(failed)?;
         if let Self::Group(gid) = self
             && stat.st_gid != gid
         {
-            fchown(fd, None, Some(Gid::from_raw(gid)))?;
+            fchown(fd, None, Some(Gid::from_raw(gid))).map_err(|errno| match errno {
+                Errno::EPERM => DirError::Group { path: path.to_owned(), gid },
+                errno => failed(errno),
+            })?;
         }
         if stat.st_mode & 0o777 != mode.bits() {
-            fchmod(fd, mode)?;
+            fchmod(fd, mode).map_err(failed)?;
         }
         Ok(())
     }
@@ -129,7 +142,7 @@ impl Dir {
     /// When it is a link, when others could redirect the path (see [`DirError::Unsafe`]), or when the system refuses.
     pub fn create(root: &Root, path: &Path, access: Access) -> Result<Self, DirError> {
         let dir = walk::walk(root, path, true)?;
-        access.grant(&dir.fd, access.dir()).map_err(|e| dir.error("set the mode of", "", e))?;
+        access.grant(&dir.fd, access.dir(), &dir.path)?;
         Ok(dir)
     }
 
@@ -175,7 +188,7 @@ impl Dir {
     pub fn write(&self, name: &str, content: &[u8], access: Access) -> Result<(), DirError> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let fd = openat(&self.fd, name, flags, Access::Owner.file()).map_err(|e| self.error("create", name, e))?;
-        access.grant(&fd, access.file()).map_err(|e| self.error("set the mode of", name, e))?;
+        access.grant(&fd, access.file(), &self.path.join(name))?;
         let mut file = File::from(fd);
         let written = file.write_all(content).and_then(|()| file.sync_all());
         written.map_err(|e| self.error("write", name, e.raw_os_error().map_or(Errno::EIO, Errno::from_raw)))
@@ -248,7 +261,7 @@ impl Dir {
     /// # Errors
     /// When the system refuses.
     pub fn finish(&self, access: Access) -> Result<(), DirError> {
-        access.grant(&self.fd, access.dir()).map_err(|e| self.error("set the mode of", "", e))?;
+        access.grant(&self.fd, access.dir(), &self.path)?;
         self.sync()
     }
 

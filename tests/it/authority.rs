@@ -19,6 +19,8 @@ pub(crate) struct Leaf<'a> {
     pub(crate) not_before: SystemTime,
     pub(crate) not_after: SystemTime,
     pub(crate) ca: bool,
+    /// The usage of an authority, without being one.
+    pub(crate) signs: bool,
     pub(crate) usages: Vec<ExtendedKeyUsagePurpose>,
 }
 
@@ -30,6 +32,7 @@ impl<'a> Leaf<'a> {
             not_before: now - Duration::from_secs(120),
             not_after: now + Duration::from_secs(3600),
             ca: false,
+            signs: false,
             usages: vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth],
         }
     }
@@ -72,6 +75,9 @@ impl Authority {
         (params.not_before, params.not_after) = (at(leaf.not_before), at(leaf.not_after));
         params.is_ca = if leaf.ca { IsCa::Ca(BasicConstraints::Unconstrained) } else { IsCa::ExplicitNoCa };
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+        if leaf.signs {
+            params.key_usages.push(KeyUsagePurpose::KeyCertSign);
+        }
         params.extended_key_usages.clone_from(&leaf.usages);
         params.use_authority_key_identifier_extension = true;
         let own = params.signed_by(&KeyPair::from_pem(key).unwrap(), &self.issuer).unwrap().pem();

@@ -3,5 +3,8 @@ mod admin;
 mod architecture;
 mod cli;
 mod config;
+mod authority;
+mod crash;
+mod files;
 mod generated;
 mod man;

@@ -190,6 +190,9 @@ mod tests {
         let inner = dir.make("inner").unwrap();
         inner.write("file", b"", Access::Owner).unwrap();
         dir.read("inner", 5).unwrap_err();
+        nix::unistd::mkfifo(&dir.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(matches!(dir.read("pipe", 5), Err(DirError::InTheWay(_))), "and it does not wait for a writer");
+        dir.remove("pipe").unwrap();
         dir.remove("inner").unwrap();
         dir.remove("inner").unwrap(); // gone already
         assert_eq!(dir.names().unwrap(), ["key"]);
