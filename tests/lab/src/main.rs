@@ -1,2 +1,2 @@
-//! The lab's program.
+//! `we-lab`: the miniature control plane as a program.
 fn main() {}
