@@ -17,6 +17,7 @@ use rustls::{
 };
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+use tokio::sync::watch;
 
 use crate::Error;
 
@@ -30,6 +31,7 @@ pub struct Ca {
     domain: String,
     names: Vec<String>,
     state: Mutex<State>,
+    changes: watch::Sender<()>,
 }
 
 struct State {
@@ -78,7 +80,7 @@ impl Ca {
         let intermediate = if with_intermediate { Some(root.intermediate(domain, 2)?) } else { None };
         let serving = serve(&root, intermediate.as_ref(), &names)?;
         let state = State { roots: vec![root], intermediate, issued: HashMap::new(), serving, made: 2 };
-        Ok(Self { domain: domain.to_owned(), names, state: Mutex::new(state) })
+        Ok(Self { domain: domain.to_owned(), names, state: Mutex::new(state), changes: watch::Sender::default() })
     }
 
     /// The bundle of roots, PEM: what `istio-ca-root-cert` holds and each chain ends in.
@@ -96,6 +98,7 @@ impl Ca {
             state.intermediate = Some(intermediate);
             state.made = made;
         }
+        self.changes.send_replace(());
         Ok(())
     }
 
@@ -114,6 +117,7 @@ impl Ca {
             state.roots.clear();
         }
         state.roots.push(root);
+        self.changes.send_replace(());
         Ok(())
     }
 
@@ -122,6 +126,16 @@ impl Ca {
         let mut state = self.lock();
         let old = state.roots.len().saturating_sub(1);
         state.roots.drain(..old);
+        self.changes.send_replace(());
+    }
+
+    /// Each root by itself, PEM.
+    pub(crate) fn root_pems(&self) -> Vec<String> {
+        self.lock().roots.iter().map(|r| r.pem.clone()).collect()
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
@@ -235,7 +249,7 @@ impl Ca {
         let serving = serve(roots.last().ok_or(Error::Key("the CA"))?, intermediate.as_ref(), &kept.names)?;
         let made = roots.len() as u32 * 2 + 2;
         let state = State { roots, intermediate, issued: HashMap::new(), serving, made };
-        Ok(Self { domain: kept.domain, names: kept.names, state: Mutex::new(state) })
+        Ok(Self { domain: kept.domain, names: kept.names, state: Mutex::new(state), changes: watch::Sender::default() })
     }
 }
 

@@ -48,6 +48,8 @@ pub(crate) struct Settings {
     pub(crate) max_connection_age: Option<Duration>,
     pub(crate) age_grace: Duration,
     pub(crate) debounce: Duration,
+    /// `ISTIO_MULTIROOT_MESH`: roots are pushed to who subscribes to them.
+    pub(crate) multiroot: bool,
     /// New streams a second.
     pub(crate) admission: f64,
 }
@@ -173,9 +175,16 @@ impl Istiod {
 
     /// Changes of the store are seen a debounce later, all at once.
     async fn follow_the_store(&self) {
-        let mut versions = self.mesh.store.versions();
+        let (mut versions, mut ca) = (self.mesh.store.versions(), self.mesh.ca.changes());
         let mut number = 1;
-        while versions.changed().await.is_ok() {
+        loop {
+            let changed = tokio::select! {
+                changed = versions.changed() => changed,
+                changed = ca.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
             tokio::time::sleep(self.settings.debounce).await;
             versions.borrow_and_update();
             number += 1;
@@ -185,7 +194,7 @@ impl Istiod {
 
     fn picture(&self, number: u64) {
         let version = format!("{}/{number}", humantime::format_rfc3339_seconds(SystemTime::now()));
-        let registry = Registry::new(&self.mesh.store.read(), version);
+        let registry = Registry::new(&self.mesh.store.read(), self.mesh.ca.root_pems(), version);
         self.registry.send_replace(Arc::new(registry));
     }
 

@@ -154,6 +154,12 @@ impl LabBuilder {
         self
     }
 
+    /// `ISTIO_MULTIROOT_MESH`: roots are pushed to who subscribes to proxy configuration. Off by default: then silence.
+    pub fn multiroot(mut self, on: bool) -> Self {
+        self.settings.multiroot = on;
+        self
+    }
+
     /// New ADS streams a second; default 100.
     pub fn admission(mut self, streams: f64) -> Self {
         self.settings.admission = streams;
@@ -315,6 +321,7 @@ impl Lab {
                 max_connection_age: None,
                 age_grace: Duration::from_secs(11),
                 debounce: Duration::from_millis(100),
+                multiroot: false,
                 admission: 100.0,
             },
             names: ["istiod", "istiod-remote", "istio-pilot"].iter().map(|n| format!("{n}.istio-system.svc")).collect(),
@@ -416,7 +423,7 @@ impl Lab {
 
     /// Where the mesh sends calls to a host now: what EDS says, or will say within the debounce.
     pub fn listed(&self, host: &str) -> Vec<SocketAddr> {
-        Registry::new(&self.istiod.mesh.store.read(), String::new()).listed(host)
+        Registry::new(&self.istiod.mesh.store.read(), Vec::new(), String::new()).listed(host)
     }
 
     /// Something goes wrong from now on; faults that happen once happen now.

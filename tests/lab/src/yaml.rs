@@ -222,6 +222,7 @@ fn plain_allowed(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::expect_used)]
     use super::*;
     use serde_json::json;
 

@@ -214,7 +214,9 @@ impl Session {
             self.istiod.report(self.lease.as_ref(), self.id.stream, unhealthy);
             return Ok(());
         }
-        if ![types::CLUSTER, types::ENDPOINT, types::NAMES].contains(&type_url) && !types::SILENT.contains(&type_url) {
+        if ![types::CLUSTER, types::ENDPOINT, types::NAMES, types::PROXY_CONFIG].contains(&type_url)
+            && !types::SILENT.contains(&type_url)
+        {
             let text = "the api generator is restricted to the control-plane (root) namespace";
             return Err(Ending::Status(Status::new(code::PERMISSION_DENIED, text)));
         }
@@ -250,8 +252,7 @@ impl Session {
 
     /// Sends what has changed of everything that was subscribed.
     fn push(&mut self, registry: &Registry, writer: &mut Writer) {
-        let subscribed: Vec<String> =
-            self.subscriptions.keys().filter(|t| !types::SILENT.contains(&t.as_str())).cloned().collect();
+        let subscribed: Vec<String> = self.subscriptions.keys().cloned().collect();
         for type_url in subscribed {
             let Some(now) = self.resources(registry, &type_url, None) else { continue };
             let Some(subscription) = self.subscriptions.get(&type_url) else { continue };
@@ -288,6 +289,9 @@ impl Session {
                 };
                 let assignments: Resources = names.into_iter().map(|n| (n.clone(), registry.assignment(&n))).collect();
                 Some(assignments).filter(|a| !a.is_empty())
+            }
+            types::PROXY_CONFIG if self.istiod.settings.multiroot => {
+                Some([(String::new(), registry.proxy_config())].into())
             }
             types::NAMES => Some([(String::new(), registry.names())].into()),
             _ => None,

@@ -13,7 +13,10 @@ use crate::{
             core::v3::{Address, Locality, Metadata, SocketAddress},
             endpoint::v3::{ClusterLoadAssignment, Endpoint, LbEndpoint, LocalityLbEndpoints},
         },
-        istio::networking::nds::v1::{NameTable, name_table::NameInfo},
+        istio::{
+            mesh::v1alpha1::ProxyConfig,
+            networking::nds::v1::{NameTable, name_table::NameInfo},
+        },
     },
     store::{Service, State, WorkloadEntry},
 };
@@ -27,12 +30,11 @@ pub(crate) mod types {
     pub(crate) const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
 
     /// Types that istiod knows, and the lab takes without ever answering.
-    pub(crate) const SILENT: [&str; 8] = [
+    pub(crate) const SILENT: [&str; 7] = [
         "type.googleapis.com/envoy.config.listener.v3.Listener",
         "type.googleapis.com/envoy.config.route.v3.RouteConfiguration",
         "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
         "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig",
-        PROXY_CONFIG,
         "type.googleapis.com/istio.workload.Workload",
         "type.googleapis.com/istio.workload.Address",
         "type.googleapis.com/istio.security.Authorization",
@@ -47,15 +49,17 @@ pub(crate) type Resources = BTreeMap<String, Any>;
 pub(crate) struct Registry {
     services: Vec<Service>,
     entries: Vec<WorkloadEntry>,
+    roots: Vec<String>,
     /// The version that answers carry.
     pub(crate) version: String,
 }
 
 impl Registry {
-    pub(crate) fn new(state: &State, version: String) -> Self {
+    pub(crate) fn new(state: &State, roots: Vec<String>, version: String) -> Self {
         Self {
             services: state.services.values().cloned().collect(),
             entries: state.entries.values().cloned().collect(),
+            roots,
             version,
         }
     }
@@ -114,6 +118,11 @@ impl Registry {
                 .collect::<Vec<_>>()
         });
         addresses.collect()
+    }
+
+    /// All roots, in one resource.
+    pub(crate) fn proxy_config(&self) -> Any {
+        any(types::PROXY_CONFIG, &ProxyConfig { ca_certificates_pem: self.roots.clone() })
     }
 
     pub(crate) fn names(&self) -> Any {
