@@ -6,7 +6,7 @@ use std::{error::Error, fs, path::Path};
 #[test]
 fn protocol_code_is_fresh() -> Result<(), Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    for (dir, server) in [("src/proto", false)] {
+    for (dir, server) in [("src/proto", false), ("tests/lab/src/proto", true)] {
         fresh(&root.join(dir), server)?;
     }
     Ok(())

@@ -1,0 +1,337 @@
+//! The certificate authority: a root, an intermediate that signs, and their rotation.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CustomExtension, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
+    Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
+};
+use rustls::{
+    crypto::aws_lc_rs::sign::any_supported_type,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
+    sign::CertifiedKey,
+};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use crate::Error;
+
+/// Certificates begin this long before they are issued.
+const BACKDATED: Duration = Duration::from_secs(120);
+/// How long authorities live.
+const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// The lab's certificate authority: by default a root and an intermediate that signs, both EC P-256.
+pub struct Ca {
+    domain: String,
+    names: Vec<String>,
+    state: Mutex<State>,
+    changes: watch::Sender<()>,
+}
+
+struct State {
+    /// The last one is the one in use; the others are kept in the bundle.
+    roots: Vec<Authority>,
+    intermediate: Option<Authority>,
+    /// Serial number of each leaf that was issued, and its place in the row.
+    issued: HashMap<String, u64>,
+    serving: Arc<CertifiedKey>,
+    /// How many authorities were made: their names carry it.
+    made: u32,
+}
+
+/// A key that may sign, and its certificate.
+struct Authority {
+    domain: String,
+    name: String,
+    pem: String,
+    der: CertificateDer<'static>,
+    key: KeyPair,
+    not_after: OffsetDateTime,
+}
+
+/// What [`Ca::sign`] gives.
+pub(crate) struct Issued {
+    /// PEM of the leaf.
+    pub(crate) pem: String,
+    /// Hexadecimal.
+    pub(crate) serial: String,
+    /// Seconds since 1970.
+    pub(crate) not_after: i64,
+}
+
+/// What to write into a leaf.
+pub(crate) struct Leaf<'a> {
+    pub(crate) identity: &'a str,
+    /// The CSR asked for a common name.
+    pub(crate) named: bool,
+    pub(crate) life: Duration,
+}
+
+impl Ca {
+    /// A new CA for a trust domain. `names` are the DNS names of the serving certificate.
+    pub(crate) fn generate(domain: &str, names: Vec<String>, with_intermediate: bool) -> Result<Self, Error> {
+        let root = Authority::root(domain, 1)?;
+        let intermediate = if with_intermediate { Some(root.intermediate(domain, 2)?) } else { None };
+        let serving = serve(&root, intermediate.as_ref(), &names)?;
+        let state = State { roots: vec![root], intermediate, issued: HashMap::new(), serving, made: 2 };
+        Ok(Self { domain: domain.to_owned(), names, state: Mutex::new(state), changes: watch::Sender::default() })
+    }
+
+    /// The bundle of roots, PEM: what `istio-ca-root-cert` holds and each chain ends in.
+    pub fn root_pem(&self) -> String {
+        self.lock().roots.iter().map(|r| r.pem.as_str()).collect()
+    }
+
+    /// A new intermediate under the same root signs from now on.
+    pub fn rotate_intermediate(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        let made = state.made + 1;
+        if let Some(root) = state.roots.last() {
+            let intermediate = root.intermediate(&self.domain, made)?;
+            state.serving = serve(root, Some(&intermediate), &self.names)?;
+            state.intermediate = Some(intermediate);
+            state.made = made;
+        }
+        self.changes.send_replace(());
+        Ok(())
+    }
+
+    /// A new root (and intermediate, if there was one) is in use from now on. With `overlap` the old roots stay in the
+    /// bundle until [`drop_old_roots`](Self::drop_old_roots). As with a live istiod, client certificates go on
+    /// to be checked against the roots that each instance started with.
+    pub fn rotate_root(&self, overlap: bool) -> Result<(), Error> {
+        let mut state = self.lock();
+        let root = Authority::root(&self.domain, state.made + 1)?;
+        let intermediate =
+            if state.intermediate.is_some() { Some(root.intermediate(&self.domain, state.made + 2)?) } else { None };
+        state.made += 2;
+        state.serving = serve(&root, intermediate.as_ref(), &self.names)?;
+        state.intermediate = intermediate;
+        if !overlap {
+            state.roots.clear();
+        }
+        state.roots.push(root);
+        self.changes.send_replace(());
+        Ok(())
+    }
+
+    /// Only the root in use stays in the bundle.
+    pub fn drop_old_roots(&self) {
+        let mut state = self.lock();
+        let old = state.roots.len().saturating_sub(1);
+        state.roots.drain(..old);
+        self.changes.send_replace(());
+    }
+
+    /// Each root by itself, PEM.
+    pub(crate) fn root_pems(&self) -> Vec<String> {
+        self.lock().roots.iter().map(|r| r.pem.clone()).collect()
+    }
+
+    pub(crate) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
+    pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
+        self.lock().roots.iter().map(|r| r.der.clone()).collect()
+    }
+
+    /// What follows the leaf in an answer: each intermediate, then the bundle of roots as one element.
+    pub(crate) fn issuers(&self) -> Vec<String> {
+        let intermediate = self.lock().intermediate.as_ref().map(|i| i.pem.clone());
+        intermediate.into_iter().chain([self.root_pem()]).collect()
+    }
+
+    pub(crate) fn serving(&self) -> Arc<CertifiedKey> {
+        Arc::clone(&self.lock().serving)
+    }
+
+    /// A serving certificate of the same authority for other names.
+    pub(crate) fn serving_as(&self, names: &[String]) -> Option<Arc<CertifiedKey>> {
+        let state = self.lock();
+        serve(state.roots.last()?, state.intermediate.as_ref(), names).ok()
+    }
+
+    pub(crate) fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The place in the row of the leaf with this serial number; 0 if it is not ours.
+    pub(crate) fn sequence(&self, serial: &str) -> u64 {
+        self.lock().issued.get(serial).copied().unwrap_or_default()
+    }
+
+    /// How many leaves were issued.
+    pub(crate) fn issued(&self) -> u64 {
+        self.lock().issued.len() as u64
+    }
+
+    /// Signs a leaf with the profile of istiod's own CA.
+    pub(crate) fn sign(&self, key: &impl PublicKeyData, leaf: &Leaf<'_>, now: SystemTime) -> Result<Issued, Error> {
+        let mut state = self.lock();
+        let signer = state.intermediate.as_ref().or(state.roots.last()).ok_or(Error::Key("the CA"))?;
+        let mut params = leaf_params(now);
+        let uri = leaf.identity.try_into()?;
+        params.subject_alt_names = vec![SanType::URI(uri)];
+        if leaf.named && leaf.identity.len() <= 64 {
+            params.distinguished_name.push(DnType::CommonName, leaf.identity);
+        }
+        params.not_after = (OffsetDateTime::from(now) + leaf.life).min(signer.not_after);
+        let mut serial: [u8; 16] = fastrand::u128(..).to_be_bytes();
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
+        let certificate = params.signed_by(key, &signer.issuer())?;
+        let serial = hex(&serial);
+        let place = state.issued.len() as u64 + 1;
+        state.issued.insert(serial.clone(), place);
+        Ok(Issued { pem: certificate.pem(), serial, not_after: params.not_after.unix_timestamp() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A CA as it is kept in a file of mode 0600: it holds private keys.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Kept {
+    domain: String,
+    names: Vec<String>,
+    roots: Vec<KeptAuthority>,
+    intermediate: Option<KeptAuthority>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct KeptAuthority {
+    name: String,
+    certificate: String,
+    key: String,
+}
+
+impl Ca {
+    pub(crate) fn keep(&self) -> Kept {
+        let keep = |a: &Authority| KeptAuthority {
+            name: a.name.clone(),
+            certificate: a.pem.clone(),
+            key: a.key.serialize_pem(),
+        };
+        let state = self.lock();
+        Kept {
+            domain: self.domain.clone(),
+            names: self.names.clone(),
+            roots: state.roots.iter().map(keep).collect(),
+            intermediate: state.intermediate.as_ref().map(keep),
+        }
+    }
+
+    pub(crate) fn restore(kept: Kept) -> Result<Self, Error> {
+        let restore = |a: KeptAuthority| -> Result<Authority, Error> {
+            let der = CertificateDer::from_pem_slice(a.certificate.as_bytes()).map_err(|_| Error::Key("the CA"))?;
+            let (_, parsed) = x509_parser::parse_x509_certificate(&der).map_err(|_| Error::Key("the CA"))?;
+            let not_after = parsed.validity().not_after.to_datetime();
+            Ok(Authority {
+                domain: kept.domain.clone(),
+                name: a.name,
+                pem: a.certificate,
+                key: KeyPair::from_pem(&a.key)?,
+                not_after,
+                der,
+            })
+        };
+        let roots = kept.roots.into_iter().map(restore).collect::<Result<Vec<_>, _>>()?;
+        let intermediate = kept.intermediate.map(restore).transpose()?;
+        let serving = serve(roots.last().ok_or(Error::Key("the CA"))?, intermediate.as_ref(), &kept.names)?;
+        let made = roots.len() as u32 * 2 + 2;
+        let state = State { roots, intermediate, issued: HashMap::new(), serving, made };
+        Ok(Self { domain: kept.domain, names: kept.names, state: Mutex::new(state), changes: watch::Sender::default() })
+    }
+}
+
+impl Authority {
+    fn root(domain: &str, number: u32) -> Result<Self, Error> {
+        let key = KeyPair::generate()?;
+        let name = format!("root {number}");
+        let params = authority_params(domain, &name);
+        let certificate = params.self_signed(&key)?;
+        Ok(Self {
+            domain: domain.to_owned(),
+            name,
+            pem: certificate.pem(),
+            der: certificate.der().clone(),
+            not_after: params.not_after,
+            key,
+        })
+    }
+
+    fn intermediate(&self, domain: &str, number: u32) -> Result<Self, Error> {
+        let key = KeyPair::generate()?;
+        let name = format!("intermediate {number}");
+        let params = authority_params(domain, &name);
+        let certificate = params.signed_by(&key, &self.issuer())?;
+        Ok(Self {
+            domain: domain.to_owned(),
+            name,
+            pem: certificate.pem(),
+            der: certificate.der().clone(),
+            not_after: params.not_after,
+            key,
+        })
+    }
+
+    fn issuer(&self) -> Issuer<'_, &KeyPair> {
+        Issuer::new(authority_params(&self.domain, &self.name), &self.key)
+    }
+}
+
+fn authority_params(domain: &str, name: &str) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.distinguished_name.push(DnType::OrganizationName, domain);
+    params.distinguished_name.push(DnType::CommonName, name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.use_authority_key_identifier_extension = true;
+    let now = SystemTime::now();
+    params.not_before = OffsetDateTime::from(now) - BACKDATED;
+    params.not_after = OffsetDateTime::from(now) + AUTHORITY_LIFE;
+    params
+}
+
+/// Everything of a leaf but its names, key and end.
+fn leaf_params(now: SystemTime) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.not_before = OffsetDateTime::from(now) - BACKDATED;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    params.use_authority_key_identifier_extension = true;
+    // Said here because the library would add a subject key identifier, which istiod's leaves do not have.
+    let mut not_a_ca = CustomExtension::from_oid_content(&[2, 5, 29, 19], vec![0x30, 0]);
+    not_a_ca.set_criticality(true);
+    params.custom_extensions = vec![not_a_ca];
+    params
+}
+
+/// istiod's own certificate: leaf and intermediate, never the root.
+fn serve(root: &Authority, intermediate: Option<&Authority>, names: &[String]) -> Result<Arc<CertifiedKey>, Error> {
+    let signer = intermediate.unwrap_or(root);
+    let key = KeyPair::generate()?;
+    let mut params = leaf_params(SystemTime::now());
+    params.subject_alt_names =
+        names.iter().map(|n| Ok(SanType::DnsName(n.as_str().try_into()?))).collect::<Result<_, rcgen::Error>>()?;
+    params.not_after = signer.not_after;
+    let certificate = params.signed_by(&key, &signer.issuer())?;
+    let chain = [Some(certificate.der().clone()), intermediate.map(|i| i.der.clone())].into_iter().flatten().collect();
+    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|_| Error::Key("the server"))?;
+    Ok(Arc::new(CertifiedKey::new(chain, any_supported_type(&key)?)))
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
