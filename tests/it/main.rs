@@ -1,2 +1,4 @@
 //! Integration tests: one binary, real sockets, real TLS.
 mod generated;
+mod golden_bundle;
+mod golden_first_request;
