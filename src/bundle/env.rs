@@ -196,7 +196,8 @@ impl Parser<'_> {
 
     fn assignments(&mut self, mut name: String) {
         loop {
-            self.assign(&name, false);
+            let variable = self.value(&name, false);
+            self.env.0.insert(name.clone(), variable);
             if Self::ends_command(self.words.skip_blanks()) {
                 return;
             }
@@ -209,13 +210,16 @@ impl Parser<'_> {
         }
     }
 
-    /// The words after `export` or `unset`.
+    /// The words after `export` or `unset`. All of them are expanded before any takes effect.
     fn arguments(&mut self, export: bool) {
-        let mut any = false;
+        let (mut any, mut exported) = (false, Vec::new());
         while !Self::ends_command(self.words.skip_blanks()) {
             let name = self.words.name();
             match self.words.peek() {
-                Some('=') if export && !name.is_empty() => self.assign(&name, true),
+                Some('=') if export && !name.is_empty() => {
+                    let variable = self.value(&name, true);
+                    exported.push((name, variable));
+                }
                 c if !name.is_empty() && Reader::ends_word(c) => {
                     if !export {
                         self.check(&name);
@@ -226,17 +230,19 @@ impl Parser<'_> {
             }
             any = true;
         }
+        self.env.0.extend(exported);
         if !any {
             self.words.refuse(EnvProblem::Command(if export { "export" } else { "unset" }.to_owned()));
         }
     }
 
-    fn assign(&mut self, name: &str, export: bool) {
+    /// What follows a name, from the `=` on.
+    fn value(&mut self, name: &str, export: bool) -> Variable {
         let line = self.words.line();
         self.check(name);
         self.words.bump(); // =
         let value = self.words.value(&self.env, export);
-        self.env.0.insert(name.to_owned(), Variable { value, file: self.file.to_owned(), line });
+        Variable { value, file: self.file.to_owned(), line }
     }
 
     fn check(&mut self, name: &str) {

@@ -205,6 +205,9 @@ fn go_duration(text: &str) -> Option<Duration> {
     if rest == "0" {
         return Some(Duration::ZERO);
     }
+    if rest.is_empty() {
+        return None;
+    }
     let mut seconds = 0.0;
     while !rest.is_empty() {
         let number = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
@@ -221,7 +224,7 @@ fn go_duration(text: &str) -> Option<Duration> {
         seconds += rest[..number].parse::<f64>().ok()? * factor;
         rest = &rest[unit..];
     }
-    if text.is_empty() { None } else { Duration::try_from_secs_f64(seconds).ok() }
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 #[cfg(test)]

@@ -106,7 +106,7 @@ fn defaults() -> Layer {
         "configPath": "./etc/istio/proxy", "binaryPath": "/usr/local/bin/envoy", "serviceCluster": "istio-proxy",
         "drainDuration": "45s", "terminationDrainDuration": "5s", "proxyAdminPort": 15000, "statusPort": 15020,
         "statNameLength": 189, "controlPlaneAuthPolicy": "MUTUAL_TLS",
-        "discoveryAddress": "istiod.istio-system.svc:15012", "proxyMetadata": {},
+        "discoveryAddress": "istiod.istio-system.svc:15012",
     });
     match fields {
         Value::Object(fields) => Layer { fields, ..Layer::default() },

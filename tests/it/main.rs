@@ -7,4 +7,6 @@ mod authority;
 mod crash;
 mod files;
 mod generated;
+mod golden_bundle;
+mod golden_first_request;
 mod man;
