@@ -2,6 +2,7 @@
 
 pub mod address;
 pub mod health;
+pub mod locality;
 mod proto;
 pub mod spiffe;
 pub mod status;

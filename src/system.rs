@@ -1,8 +1,10 @@
-//! The host: where its files are, and what its names mean.
+//! The host: where its files are, what its names mean, where its packets come from.
 
 mod resolver;
+mod route;
 
 pub use resolver::Resolver;
+pub use route::{is_of_this_host, source_of_route};
 
 use std::path::{Path, PathBuf};
 

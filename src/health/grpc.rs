@@ -24,6 +24,9 @@ use tokio::{
 use tokio_util::io::InspectReader;
 use tonic::{Code, Status};
 
+/// An answer is one number; this many bytes are taken.
+const ANSWER: usize = 4096;
+
 /// Asks whether `service` (empty: the whole server) is SERVING, from connecting to the answer within `bound`.
 pub(super) async fn probe(host: &str, port: u16, service: &str, bound: Duration) -> Result<(), Unhealthy> {
     let deadline = Instant::now() + bound;
@@ -64,7 +67,7 @@ async fn check(
     });
     let origin = Uri::builder().scheme("http").authority(authority).path_and_query("/").build();
     let origin = origin.map_err(|e| Status::invalid_argument(e.to_string()))?;
-    let mut client = HealthClient::with_origin(transport, origin);
+    let mut client = HealthClient::with_origin(transport, origin).max_decoding_message_size(ANSWER);
     let mut request = tonic::Request::new(HealthCheckRequest { service: service.to_owned() });
     request.set_timeout(bound);
     let answer = client.check(request);
