@@ -21,6 +21,8 @@ use tracing::{debug, info, warn};
 
 /// From one look to the next.
 const PERIOD: Duration = Duration::from_secs(5);
+/// The same while there is no address at all, as early in a boot.
+const HASTE: Duration = Duration::from_millis(500);
 /// How long the name of the control plane may take. Without an answer the interfaces decide.
 const LOOKUP: Duration = Duration::from_secs(2);
 
@@ -48,11 +50,11 @@ pub async fn run(
             }
             fact.send_if_modified(|old| {
                 let differs = *old != new;
-                *old = new;
+                old.clone_from(&new);
                 differs
             });
             before = interfaces;
-            tokio::time::sleep(PERIOD).await;
+            tokio::time::sleep(if new.primary.is_some() { PERIOD } else { HASTE }).await;
         }
     };
     shutdown.run_until_cancelled(look).await;

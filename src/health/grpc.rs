@@ -40,7 +40,9 @@ pub(super) async fn probe(host: &str, port: u16, service: &str, bound: Duration)
     // HTTP/2 lets us send before the server has said a word; whether it ever did tells a stranger from a slow friend.
     let heard = Arc::new(AtomicBool::new(false));
     let ear = Arc::clone(&heard);
-    let stream = InspectReader::new(stream, move |bytes: &[u8]| ear.store(!bytes.is_empty(), Ordering::Relaxed));
+    let stream = InspectReader::new(stream, move |bytes: &[u8]| {
+        ear.fetch_or(!bytes.is_empty(), Ordering::Relaxed);
+    });
     match timeout_at(deadline, check(stream, &authority(host, port), service, bound)).await {
         Ok(Ok(status)) => verdict(status, service),
         Ok(Err(status)) if heard.load(Ordering::Relaxed) => Err(failed(&status, port, bound)),
