@@ -91,6 +91,7 @@ pub mod config;
 pub mod control;
 pub mod health;
 pub mod identity;
+pub mod locality;
 mod proto;
 pub mod publish;
 pub mod session;

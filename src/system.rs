@@ -5,12 +5,14 @@ mod dir;
 pub mod notify;
 mod power;
 mod resolver;
+mod route;
 mod signal;
 mod watch;
 
 pub use dir::{Access, Dir, DirError};
 pub use power::going_down;
 pub use resolver::Resolver;
+pub use route::{is_of_this_host, source_of_route};
 pub use signal::shutdown;
 pub use watch::FileWatch;
 

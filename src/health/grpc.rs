@@ -24,6 +24,9 @@ use tokio::{
 use tokio_util::io::InspectReader;
 use tonic::{Code, Status};
 
+/// An answer is one number; this many bytes are taken.
+const ANSWER: usize = 4096;
+
 /// Asks whether `service` (empty: the whole server) is SERVING, from connecting to the answer within `bound`.
 pub(super) async fn probe(host: &str, port: u16, service: &str, bound: Duration) -> Result<(), Unhealthy> {
     let deadline = Instant::now() + bound;
@@ -37,7 +40,9 @@ pub(super) async fn probe(host: &str, port: u16, service: &str, bound: Duration)
     // HTTP/2 lets us send before the server has said a word; whether it ever did tells a stranger from a slow friend.
     let heard = Arc::new(AtomicBool::new(false));
     let ear = Arc::clone(&heard);
-    let stream = InspectReader::new(stream, move |bytes: &[u8]| ear.store(!bytes.is_empty(), Ordering::Relaxed));
+    let stream = InspectReader::new(stream, move |bytes: &[u8]| {
+        ear.fetch_or(!bytes.is_empty(), Ordering::Relaxed);
+    });
     match timeout_at(deadline, check(stream, &authority(host, port), service, bound)).await {
         Ok(Ok(status)) => verdict(status, service),
         Ok(Err(status)) if heard.load(Ordering::Relaxed) => Err(failed(&status, port, bound)),
@@ -64,7 +69,7 @@ async fn check(
     });
     let origin = Uri::builder().scheme("http").authority(authority).path_and_query("/").build();
     let origin = origin.map_err(|e| Status::invalid_argument(e.to_string()))?;
-    let mut client = HealthClient::with_origin(transport, origin);
+    let mut client = HealthClient::with_origin(transport, origin).max_decoding_message_size(ANSWER);
     let mut request = tonic::Request::new(HealthCheckRequest { service: service.to_owned() });
     request.set_timeout(bound);
     let answer = client.check(request);

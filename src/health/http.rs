@@ -158,11 +158,10 @@ async fn exchange(url: &Url, headers: &HeaderMap, tls: &Tls) -> Result<Response<
     let mut request = Request::new(Empty::<Bytes>::new());
     let target: Uri = url[Position::BeforePath..Position::AfterQuery].parse().map_err(|e| format!("{e}"))?;
     *request.uri_mut() = target;
-    *request.headers_mut() = headers.clone();
-    if !headers.contains_key(HOST) {
-        let named = url[Position::BeforeHost..Position::AfterPort].parse().map_err(|e| format!("{e}"))?;
-        request.headers_mut().insert(HOST, named);
-    }
+    // Host goes first, as RFC 9110 advises; one of our own takes its place.
+    let named = url[Position::BeforeHost..Position::AfterPort].parse().map_err(|e| format!("{e}"))?;
+    request.headers_mut().insert(HOST, named);
+    request.headers_mut().extend(headers.clone());
     let port = url.port_or_known_default().unwrap_or(80);
     let stream = dial(&host, port, Source::Exempt).await?;
     if url.scheme() == "http" {

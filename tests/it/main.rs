@@ -1,12 +1,14 @@
 //! Integration tests: one binary, real sockets, real TLS.
+mod address;
 mod admin;
 mod architecture;
+mod authority;
 mod cli;
 mod config;
-mod authority;
 mod crash;
 mod files;
 mod generated;
 mod golden_bundle;
 mod golden_first_request;
+mod golden_probes;
 mod man;

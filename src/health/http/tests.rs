@@ -59,3 +59,109 @@ fn credentials_stay_with_their_host() {
     assert!(!headers.contains_key(HOST) && !headers.contains_key(REFERER), "{headers:?}");
     assert!(follow(&from, "file:///etc/passwd", &mut headers).is_err());
 }
+
+use rustls::{ServerConfig, crypto::aws_lc_rs, pki_types::PrivateKeyDer};
+use std::{env, sync::Arc, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use tokio_rustls::TlsAcceptor;
+
+/// Probes `host` at a port of `listener`, whose one connection `serve` answers.
+async fn ask<F: Future>(
+    get: Get,
+    host: &str,
+    listener: TcpListener,
+    serve: impl FnOnce(tokio::net::TcpStream) -> F,
+) -> Result<(), String> {
+    let get = Get { port: listener.local_addr().unwrap().port(), ..get };
+    let served = async { serve(listener.accept().await.unwrap().0).await };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    select! {
+        outcome = probe(&get, host, deadline) => outcome.map_err(|e| e.to_string()),
+        _ = async { served.await; std::future::pending::<()>().await } => unreachable!(),
+    }
+}
+
+async fn read_head(stream: &mut (impl AsyncRead + Unpin)) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(stream.read_u8().await.unwrap());
+    }
+    String::from_utf8(head).unwrap()
+}
+
+#[tokio::test]
+async fn an_endless_head_is_cut_off() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endless = |mut stream: tokio::net::TcpStream| async move {
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\nX: ").await.unwrap();
+        while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+    };
+    let error = ask(get("/"), "127.0.0.1", listener, endless).await.unwrap_err();
+    assert!(error.ends_with("server response headers exceeded 65536 bytes; aborted"), "{error}");
+}
+
+#[tokio::test]
+async fn an_ipv6_address_is_probed_like_any_other() {
+    let Ok(listener) = TcpListener::bind("[::1]:0").await else { return };
+    let port = listener.local_addr().unwrap().port();
+    let (said, heard) = tokio::sync::oneshot::channel();
+    let serve = |mut stream: tokio::net::TcpStream| async move {
+        said.send(read_head(&mut stream).await).unwrap();
+        stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+    };
+    ask(get("/ready"), "::1", listener, serve).await.unwrap();
+    let head = heard.await.unwrap();
+    assert!(head.starts_with("GET /ready HTTP/1.1\r\n") && head.contains(&format!("Host: [::1]:{port}\r\n")), "{head}");
+}
+
+/// Verification is on request; then the roots are the operating system's, which for this test a file stands for: the
+/// test runs itself once more, with `SSL_CERT_FILE`.
+#[tokio::test]
+async fn certificates_are_verified_on_request() {
+    let Some(roots) = env::var_os("WE_AGENT_TEST_ROOTS") else {
+        let dir = tempfile::tempdir().unwrap();
+        let roots = dir.path().join("roots.pem");
+        let name = "health::http::tests::certificates_are_verified_on_request";
+        let mut again = std::process::Command::new(env::current_exe().unwrap());
+        again
+            .args([name, "--exact"])
+            .env("WE_AGENT_TEST_ROOTS", &roots)
+            .env("SSL_CERT_FILE", &roots)
+            .env_remove("SSL_CERT_DIR");
+        let output = again.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("1 passed"), "{said}");
+        return;
+    };
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(["app.localhost".to_owned()]).unwrap().self_signed(&key).unwrap();
+    std::fs::write(roots, certificate.pem()).unwrap();
+    let config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], PrivateKeyDer::Pkcs8(key.serialize_der().into()))
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    for (verify, host, healthy) in
+        [(true, "app.localhost", true), (true, "other.localhost", false), (false, "other.localhost", true)]
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let get = Get { https: true, tls: Tls::new(verify), ..get("/") };
+        let serve = |stream| async {
+            if let Ok(mut stream) = acceptor.accept(stream).await {
+                read_head(&mut stream).await;
+                stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            }
+        };
+        let outcome = ask(get, host, listener, serve).await;
+        assert_eq!(outcome.is_ok(), healthy, "{verify} {host}: {outcome:?}");
+        if let Err(error) = outcome {
+            assert!(error.contains(": tls: failed to verify certificate: x509: "), "{error}");
+        }
+    }
+}
