@@ -3,10 +3,11 @@
 use super::journal;
 use crate::{
     address,
-    config::{MembershipConfig, WorkloadConfig, XdsMode},
+    config::{self, MembershipConfig, WorkloadConfig, XdsMode},
     control::{Credential, Istiod, MembershipSettings, Post, Xds, read_roots},
     health::{self, ProbeSettings},
     identity::{self, Wanted},
+    locality,
     publish::{self, Files, Layout},
     session,
     status::{Addresses, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus},
@@ -136,7 +137,11 @@ async fn connected(
     };
     let MembershipConfig { enabled, max_bytes } = settings.membership;
     let membership = enabled.then_some(MembershipSettings { max_bytes });
-    let cloud: Option<Locality> = None;
+    let cloud = match workload.locality {
+        Some(_) => None,
+        None => locality::discover(platform(settings.platform), &wanted.root, None).await,
+    };
+    let cloud = cloud.map(|l| Locality { region: l.region, zone: l.zone, subzone: l.subzone });
     let control = Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, cloud, clock));
     let local = FileWatch::new([workload.token.clone(), workload.ca.roots.clone(), workload.discovery.roots.clone()]);
     let roots = workload.ca.roots.clone();
@@ -146,6 +151,16 @@ async fn connected(
         tokio::join!(kept, session::run(control, post, local, clock));
     } else {
         kept.await;
+    }
+}
+
+fn platform(given: config::Platform) -> locality::Platform {
+    match given {
+        config::Platform::Auto => locality::Platform::Auto,
+        config::Platform::Off => locality::Platform::Off,
+        config::Platform::Aws => locality::Platform::Aws,
+        config::Platform::Gcp => locality::Platform::Gcp,
+        config::Platform::Azure => locality::Platform::Azure,
     }
 }
 
