@@ -12,3 +12,5 @@ mod golden_bundle;
 mod golden_first_request;
 mod golden_probes;
 mod man;
+mod onboarding;
+mod support;
