@@ -141,7 +141,6 @@ async fn connected(
         Some(_) => None,
         None => locality::discover(platform(settings.platform), &wanted.root, None).await,
     };
-    let cloud = cloud.map(|l| Locality { region: l.region, zone: l.zone, subzone: l.subzone });
     let control = Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, cloud, clock));
     let local = FileWatch::new([workload.token.clone(), workload.ca.roots.clone(), workload.discovery.roots.clone()]);
     let roots = workload.ca.roots.clone();

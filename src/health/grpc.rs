@@ -11,6 +11,7 @@ use http::{HeaderValue, Request, Uri, header::USER_AGENT};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::{
+    error::Error,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -45,8 +46,10 @@ pub(super) async fn probe(host: &str, port: u16, service: &str, bound: Duration)
     });
     match timeout_at(deadline, check(stream, &authority(host, port), service, bound)).await {
         Ok(Ok(status)) => verdict(status, service),
-        Ok(Err(status)) if heard.load(Ordering::Relaxed) => Err(failed(&status, port, bound)),
-        Ok(Err(status)) => Err(unreached(status.message())),
+        Ok(Err(status)) => match status.source().and_then(|e| e.downcast_ref::<hyper::Error>()) {
+            Some(broken) => Err(unreached(&no_http2(broken))),
+            None => Err(failed(&status, port, bound)),
+        },
         Err(_) if heard.load(Ordering::Relaxed) => {
             Err(failed(&Status::deadline_exceeded("context deadline exceeded"), port, bound))
         }
@@ -60,8 +63,8 @@ async fn check(
     service: &str,
     bound: Duration,
 ) -> Result<ServingStatus, Status> {
-    let broken = |e: hyper::Error| Status::unavailable(e.to_string());
-    let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(broken)?;
+    let (sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.map_err(|e| Status::from_error(e.into()))?;
     let transport = tower::service_fn(move |mut request: Request<tonic::body::Body>| {
         request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(super::http::USER_AGENT));
         let mut sender = sender.clone();
@@ -80,6 +83,14 @@ async fn check(
         _ = connection => answer.await?,
     };
     Ok(answer.into_inner().status())
+}
+
+/// The connection itself broke; most often another protocol is spoken there.
+fn no_http2(error: &hyper::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("the server does not speak HTTP/2, or closed: {cause}"),
+        None => error.to_string(),
+    }
 }
 
 fn authority(host: &str, port: u16) -> String {
@@ -104,4 +115,49 @@ fn failed(status: &Status, port: u16, bound: Duration) -> Unhealthy {
         }
         code => format!("health rpc probe failed with status {code:?}: {cause}"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tokio::{io::AsyncReadExt, net::TcpListener, runtime::Handle, task::yield_now};
+
+    /// HTTP/2 needs tasks of its own: they must end with the probe, or a silent server would fill the agent with them.
+    #[tokio::test]
+    async fn a_silent_server_leaves_nothing_behind() {
+        let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = silent.local_addr().unwrap().port();
+        let bound = Duration::from_millis(20);
+        for _ in 0..20 {
+            let (outcome, accepted) = tokio::join!(probe("127.0.0.1", port, "", bound), silent.accept());
+            let expected =
+                format!("failed to connect health check grpc service on port {port}: context deadline exceeded");
+            assert_eq!(outcome.unwrap_err().to_string(), expected);
+            // The server sees the end of the connection.
+            accepted.unwrap().0.read_to_end(&mut Vec::new()).await.unwrap();
+        }
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Handle::current().metrics().num_alive_tasks() > 0 {
+            assert!(Instant::now() < deadline, "{} tasks are left", Handle::current().metrics().num_alive_tasks());
+            yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_of_another_kind_is_named_as_such() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let bound = Duration::from_secs(20);
+        let serve = async {
+            let mut stream = listener.accept().await.unwrap().0;
+            tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            stream
+        };
+        let (outcome, _stream) = tokio::join!(probe("127.0.0.1", port, "", bound), serve);
+        let error = outcome.unwrap_err().to_string();
+        let expected =
+            format!("failed to connect health check grpc service on port {port}: the server does not speak HTTP/2");
+        assert!(error.starts_with(&expected), "{error}");
+    }
 }
