@@ -17,7 +17,7 @@ pub use mistake::{BundleErrors, Mistake, Problem};
 use crate::{
     spiffe::{KeyKind, TrustDomain, X509Bundle},
     system::Root,
-    workload::{Authority, Hosts, Locality, ReadinessProbe},
+    workload::{Authority, Hosts, Locality, ReadinessProbe, is_dns_label, is_dns_subdomain},
 };
 use keys::Keys;
 use serde_json::{Map, Value};
@@ -105,9 +105,12 @@ impl Bundle {
         // A variable of a broken file is not known to be missing.
         let (namespace, service_account) = match broken_env {
             true => (None, None),
-            false => (keys.required(&["ISTIO_NAMESPACE", "POD_NAMESPACE"]), keys.required(&["SERVICE_ACCOUNT"])),
+            false => (
+                keys.name(&["ISTIO_NAMESPACE", "POD_NAMESPACE"], is_dns_label),
+                keys.name(&["SERVICE_ACCOUNT"], is_dns_subdomain),
+            ),
         };
-        let (trust_domain, ca) = (keys.trust_domain(), keys.ca());
+        let (trust_domain, ca, server_name) = (keys.trust_domain(), keys.ca(), keys.server_name());
         let (ttl, key, given) = (keys.ttl(), keys.key_kind(), keys.addresses());
         let probe_localhost = keys.flag("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION");
         let ignored = keys.ignored(dir.istio);
@@ -126,7 +129,7 @@ impl Bundle {
                     instance: env.filled("POD_NAME").map(str::to_owned),
                     discovery,
                     ca,
-                    server_name: env.filled("ISTIOD_SAN").map(str::to_owned),
+                    server_name: server_name.map(str::to_owned),
                     roots,
                     ca_roots,
                     discovery_roots,

@@ -7,8 +7,8 @@ mod node;
 mod probe;
 pub mod token;
 
-pub use address::{Authority, AuthorityError};
-pub use entry::{EntryError, check_labels, entry_name, is_dns_label};
+pub use address::{Authority, AuthorityError, is_host};
+pub use entry::{EntryError, check_labels, entry_name, is_dns_label, is_dns_subdomain};
 pub use locality::Locality;
 pub use node::Node;
 pub use probe::{ProbeMethod, ReadinessProbe};

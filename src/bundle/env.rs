@@ -10,7 +10,7 @@ use std::{
 use words::Reader;
 
 /// One variable and where it was last set.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Variable {
     /// Its value; an empty value is a value, not absence.
     pub value: String,
@@ -18,6 +18,13 @@ pub struct Variable {
     pub file: PathBuf,
     /// Line of the assignment, from 1.
     pub line: usize,
+}
+
+/// Where, not what: people put secrets into environment files.
+impl std::fmt::Debug for Variable {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.file.display(), self.line)
+    }
 }
 
 /// Variables by name, as the files leave them.
@@ -181,16 +188,13 @@ impl Parser<'_> {
 
     fn refuse_command(&mut self, begin: &str) {
         let line = self.words.line();
-        let shown = self.words.rest_of_key();
-        let problem = match shown.strip_prefix('\u{feff}') {
-            Some(_) if begin.is_empty() => EnvProblem::ByteOrderMark,
-            _ if begin.is_empty() && shown.is_empty() && self.words.peek() == Some('\r') => {
-                self.words.value(&self.env, false); // counts the CR
-                return;
-            }
-            _ => EnvProblem::Command(format!("{begin}{shown}")),
-        };
-        self.words.refuse_at(line, problem);
+        let key = self.words.key(begin);
+        if key.is_empty() && self.words.peek() == Some('\r') {
+            self.words.value(&self.env, false); // counts the CR
+            return;
+        }
+        let mark = key.starts_with('\u{feff}');
+        self.words.refuse_at(line, if mark { EnvProblem::ByteOrderMark } else { EnvProblem::Command(key) });
         self.skip_command();
     }
 

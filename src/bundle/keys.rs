@@ -6,12 +6,12 @@ use super::{
 };
 use crate::{
     spiffe::{KeyKind, TrustDomain},
-    workload::{Authority, MAX_TTL},
+    workload::{Authority, MAX_TTL, is_host},
 };
 use std::{net::IpAddr, time::Duration};
 
 /// Keys with a meaning here, besides `ISTIO_META_*` and `ISTIO_METAJSON_*`.
-const OBEYED: [&str; 21] = [
+const OBEYED: [&str; 20] = [
     "CA_ADDR",
     "PILOT_ADDRESS",
     "ISTIO_PILOT_PORT",
@@ -31,7 +31,6 @@ const OBEYED: [&str; 21] = [
     "ISTIO_NAMESPACE",
     "POD_NAMESPACE",
     "POD_NAME",
-    "ISTIO_SVC_IP",
     "REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION",
 ];
 /// Spelled apart: the address has three names, the first of which wins.
@@ -63,12 +62,32 @@ impl<'a> Keys<'a> {
     }
 
     /// The first of `keys` that is set and not empty; a mistake of the first one if none is.
-    pub(super) fn required(&mut self, keys: &[&'static str]) -> Option<&'a str> {
+    fn required(&mut self, keys: &[&'static str]) -> Option<&'a str> {
         let found = keys.iter().find_map(|key| self.env.filled(key));
         if found.is_none() {
             self.mistake(keys[0], Problem::Unset);
         }
         found
+    }
+
+    /// A required name of a Kubernetes object.
+    pub(super) fn name(&mut self, keys: &[&'static str], legal: fn(&str) -> bool) -> Option<&'a str> {
+        let name = self.required(keys)?;
+        if legal(name) {
+            return Some(name);
+        }
+        let key = keys.iter().find(|key| self.env.filled(key).is_some()).unwrap_or(&keys[0]);
+        self.refuse(key, name, "a Kubernetes name (a-z, 0-9 and '-', a letter or digit at both ends)");
+        None
+    }
+
+    /// The name to verify instead of the address's host.
+    pub(super) fn server_name(&mut self) -> Option<&'a str> {
+        let name = self.env.filled("ISTIOD_SAN")?;
+        if !is_host(name) {
+            self.refuse("ISTIOD_SAN", name, "a DNS name or an IP address");
+        }
+        Some(name)
     }
 
     /// istioctl writes an empty one when the mesh names none; istiod's own default is meant then. (istio-agent asks
@@ -173,21 +192,18 @@ impl<'a> Keys<'a> {
 
     /// Every key without effect here. `PROV_CERT` finds the root in Istio's own layout and nowhere else.
     pub(super) fn ignored(&self, prov_cert: bool) -> Vec<String> {
-        let meta = |key: &str| {
-            key.strip_prefix("ISTIO_META").is_some_and(|k| k.starts_with("JSON_") || k.len() > 1 && k.starts_with('_'))
+        let obeyed = |key: &str| {
+            OBEYED.contains(&key) || ADDRESSES.contains(&key) || is_metadata(key) || prov_cert && key == "PROV_CERT"
         };
-        let captured = |key: &str| key == "ISTIO_META_DNS_CAPTURE"; // istiod is told; nothing is captured
-        let mut keys: Vec<_> = self
-            .env
-            .iter()
-            .filter(|(key, v)| !meta(key) || captured(key) && go_bool(&v.value) == Some(true))
-            .map(|(key, _)| key)
-            .filter(|key| !OBEYED.contains(key) && !ADDRESSES.contains(key) && !(prov_cert && *key == "PROV_CERT"))
-            .map(str::to_owned)
-            .collect();
-        keys.sort_unstable();
-        keys
+        // istiod is told of a DNS capture, but nothing is captured here.
+        let capture = |key: &str| key == "ISTIO_META_DNS_CAPTURE" && self.env.get(key).and_then(go_bool) == Some(true);
+        self.env.iter().map(|(key, _)| key).filter(|key| !obeyed(key) || capture(key)).map(str::to_owned).collect()
     }
+}
+
+/// Whether the variable is node metadata. A bare prefix is not: it names no key.
+fn is_metadata(key: &str) -> bool {
+    ["ISTIO_META_", "ISTIO_METAJSON_"].iter().any(|prefix| key.strip_prefix(prefix).is_some_and(|k| !k.is_empty()))
 }
 
 /// Go's `strconv.ParseBool`.

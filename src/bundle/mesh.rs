@@ -136,10 +136,9 @@ pub(super) fn merge(layers: Vec<Layer>) -> (ProxyConfig, Vec<Mistake>) {
     }
     let mut mistakes = Vec::new();
     for (key, value) in &config.fields {
-        if let Some((_, kind)) = FIELDS.iter().find(|(name, _)| name == key) {
-            if let Some(expected) = kind.refuses(value) {
-                mistakes.push(Mistake { place: config.place(key), problem: Problem::Type(expected) });
-            }
+        let field = FIELDS.iter().find(|(name, _)| name == key);
+        if let Some(expected) = field.and_then(|(_, kind)| kind.refuses(value)) {
+            mistakes.push(Mistake { place: config.place(key), problem: Problem::Type(expected) });
         }
     }
     let place = config.place("readinessProbe");

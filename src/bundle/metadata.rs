@@ -79,8 +79,8 @@ const KNOWN: [(&str, Kind); 54] = [
     ("ENVOY_SECURE_MERGED_METRICS_PORT", Kind::Structured),
 ];
 
-fn kind(key: &str) -> Option<Kind> {
-    KNOWN.iter().find(|(known, _)| known.eq_ignore_ascii_case(key)).map(|(_, kind)| *kind)
+fn known(key: &str) -> Option<(&'static str, Kind)> {
+    KNOWN.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(key))
 }
 
 /// Metadata and labels.
@@ -103,7 +103,7 @@ pub(super) fn read(keys: &mut Keys<'_>, proxy_metadata: Option<&Value>, proxy_pl
             continue;
         };
         if suffix != "LABELS" {
-            found.fields.extend(object.into_iter().filter(|(key, _)| kind(key).is_none()));
+            found.fields.extend(object.into_iter().filter(|(key, _)| known(key).is_none()));
             continue;
         }
         for (label, value) in object {
@@ -119,7 +119,7 @@ pub(super) fn read(keys: &mut Keys<'_>, proxy_metadata: Option<&Value>, proxy_pl
     let mut texts = BTreeMap::new();
     for (name, value, place) in declared.chain(set) {
         if let Some(key) = name.strip_prefix("ISTIO_META_").filter(|key| !key.is_empty()) {
-            texts.insert(key, (value, place));
+            texts.insert(known(key).map_or(key, |(spelling, _)| spelling), (value, place));
         }
     }
     for (key, (value, place)) in texts {
@@ -134,7 +134,7 @@ pub(super) fn read(keys: &mut Keys<'_>, proxy_metadata: Option<&Value>, proxy_pl
 
 /// Whether the text may be sent under that key.
 fn check(key: &str, value: &str) -> Result<bool, &'static str> {
-    let Some(kind) = kind(key) else { return Ok(true) };
+    let Some((_, kind)) = known(key) else { return Ok(true) };
     match kind {
         Kind::Ours => Ok(false),
         Kind::Text => Ok(true),
@@ -164,12 +164,12 @@ mod tests {
     #[test]
     fn texts_objects_and_labels() {
         let text = "ISTIO_META_NETWORK=''\nISTIO_META_X=1\nISTIO_METAJSON_M='{\"a\":{\"b\":[1,true,null]},\"namespace\":\"evil\",\"X\":2}'\n\
-                    ISTIO_METAJSON_LABELS='{\"app\":\"a\",\"namespace\":\"l\"}'\nISTIO_META_NAMESPACE=evil\nISTIO_META_=x\nISTIO_META_namespace=evil\n";
+                    ISTIO_METAJSON_LABELS='{\"app\":\"a\",\"namespace\":\"l\"}'\nISTIO_META_NAMESPACE=evil\nISTIO_META_=x\nISTIO_META_namespace=evil\nISTIO_META_cluster_id=c\n";
         let (found, mistakes) = read_text(text, &json!({"ISTIO_META_NETWORK": "n", "ISTIO_META_Y": "y", "OTHER": "o"}));
         assert_eq!(mistakes, Vec::<String>::new());
         assert_eq!(
             Value::Object(found.fields),
-            json!({"NETWORK": "", "X": "1", "Y": "y", "a": {"b": [1, true, null]}})
+            json!({"CLUSTER_ID": "c", "NETWORK": "", "X": "1", "Y": "y", "a": {"b": [1, true, null]}})
         );
         assert_eq!(found.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["app=a", "namespace=l"]);
     }

@@ -161,6 +161,37 @@ fn what_kubernetes_would_refuse_is_told_before_connecting() {
 }
 
 #[test]
+fn names_and_overrides_are_checked_too() {
+    let env = ENV.replace("'vms'", "'v_ms'").replace("'payments'\nTRUST", "'pay/ments'\nTRUST");
+    let told = Host::new(&format!("{env}ISTIOD_SAN='a b'\n"), "").read().unwrap_err();
+    for (told, begin) in told.iter().zip([
+        "cluster.env:1: ISTIO_NAMESPACE: ",
+        "cluster.env:2: SERVICE_ACCOUNT: ",
+        "cluster.env:7: ISTIOD_SAN: ",
+    ]) {
+        assert!(told.starts_with(begin), "{told}");
+    }
+    assert_eq!(told.len(), 3);
+    let overrides = Overrides {
+        ttl: Some(Duration::ZERO),
+        network: Some("A".into()),
+        labels: BTreeMap::from([("a".into(), "b c".into())]),
+        server_name: Some("x y".into()),
+        ..Overrides::default()
+    };
+    let told = Host::new(ENV, "").read().unwrap().workload("w", &overrides, &HostFacts::default()).unwrap_err();
+    let places: Vec<_> = told.0.iter().map(|m| m.place.as_str()).collect();
+    assert_eq!(places, ["workload w: network", "workload w: labels", "workload w: ttl", "workload w: serverName"]);
+}
+
+#[test]
+fn what_is_printed_for_debugging_has_no_value() {
+    let bundle = Host::new(&format!("{ENV}XDS_HEADER_X='s3cret'\n"), "").read().unwrap();
+    let printed = format!("{bundle:?}");
+    assert!(printed.contains("XDS_HEADER_X") && !printed.contains("s3cret"));
+}
+
+#[test]
 fn keys_without_effect_are_listed() {
     let env = format!(
         "{ENV}ISTIO_INBOUND_PORTS='*'\nWORKLOAD_RSA_KEY_SIZE=4096\nISTIO_META_DNS_CAPTURE='true'\nPROV_CERT=/x\nPOD_NAME=p\nISTIO_META_=x\n"

@@ -3,7 +3,7 @@
 use super::{Bundle, BundleErrors, Mistake, mistake::Problem};
 use crate::{
     spiffe::SpiffeId,
-    workload::{Authority, Endpoint, HostFacts, MAX_TTL, Overrides, Workload, check_labels, entry_name},
+    workload::{Authority, Endpoint, HostFacts, MAX_TTL, Overrides, Workload, check_labels, entry_name, is_host},
 };
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -37,14 +37,18 @@ impl Bundle {
         if let Some(group) = &group {
             // The network is the same at every address, so any one tells whether it can be part of a name.
             if let Err(error) = entry_name(group, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), &network) {
-                mistake("ISTIO_META_NETWORK", error.into());
+                let ours = overrides.network.is_some();
+                mistake(if ours { "network" } else { "ISTIO_META_NETWORK" }, error.into());
             }
-            for error in check_labels(&labels) {
-                mistake("ISTIO_METAJSON_LABELS", error.into());
+            for (of, place) in [(&self.labels, "ISTIO_METAJSON_LABELS"), (&overrides.labels, "labels")] {
+                check_labels(of).into_iter().for_each(|error| mistake(place, error.into()));
             }
         }
         if overrides.ttl.is_some_and(|ttl| !(Duration::from_secs(1)..=MAX_TTL).contains(&ttl)) {
             mistake("ttl", Problem::Type("from 1s to 2160h (90 days, the most that istiod grants)"));
+        }
+        if overrides.server_name.as_ref().is_some_and(|name| !is_host(name)) {
+            mistake("serverName", Problem::Type("a DNS name or an IP address"));
         }
         let domain = overrides.trust_domain.as_ref().unwrap_or(&self.trust_domain);
         let id = SpiffeId::workload(domain, &self.namespace, &self.service_account);

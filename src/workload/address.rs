@@ -83,6 +83,11 @@ impl fmt::Display for Authority {
     }
 }
 
+/// Whether the text is an IP address or a DNS name, and so can be in a certificate.
+pub fn is_host(text: &str) -> bool {
+    text.parse::<IpAddr>().is_ok() || is_dns_name(text)
+}
+
 /// A host name (RFC 1123, section 2.1), in either case; `_` is let pass as resolvers do.
 fn is_dns_name(name: &str) -> bool {
     let name = name.strip_suffix('.').unwrap_or(name);

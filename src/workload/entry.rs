@@ -54,7 +54,7 @@ pub fn entry_name(group: &str, ip: IpAddr, network: &str) -> Result<String, Entr
     if name.is_ascii() && name.len() > MAX_NAME {
         name = name.split_off(name.len() - MAX_NAME);
     }
-    if is_subdomain(&name) {
+    if is_dns_subdomain(&name) {
         return Ok(name);
     }
     Err(EntryError::Name { group: group.to_owned(), ip, network: network.to_owned(), name })
@@ -88,7 +88,7 @@ pub fn is_dns_label(text: &str) -> bool {
 }
 
 /// DNS-1123 subdomain: the name of most Kubernetes objects.
-pub(super) fn is_subdomain(text: &str) -> bool {
+pub fn is_dns_subdomain(text: &str) -> bool {
     // Unlike a host name, the whole may be one label of more than 63 characters.
     let end = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
     let label = |l: &str| {
@@ -99,7 +99,7 @@ pub(super) fn is_subdomain(text: &str) -> bool {
 
 fn is_label_key(key: &str) -> bool {
     match key.split_once('/') {
-        Some((prefix, name)) => is_subdomain(prefix) && is_label_text(name),
+        Some((prefix, name)) => is_dns_subdomain(prefix) && is_label_text(name),
         None => is_label_text(key),
     }
 }
@@ -168,7 +168,7 @@ mod tests {
         fn a_name_is_an_object_name(group in "[a-zA-Z0-9.-]{0,300}", ip: u128, v4: bool, network in "[a-zA-Z_0-9-]{0,20}") {
             let ip: IpAddr = if v4 { std::net::Ipv4Addr::from(ip as u32).into() } else { std::net::Ipv6Addr::from(ip).into() };
             if let Ok(name) = entry_name(&group, ip, &network) {
-                prop_assert!(is_subdomain(&name) && name.len() <= MAX_NAME);
+                prop_assert!(is_dns_subdomain(&name) && name.len() <= MAX_NAME);
             }
         }
     }

@@ -11,10 +11,12 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    time::Duration,
 };
 use we_agent::{
     bundle::{Bundle, BundleDir, Env, parse_env, token},
     system::Root,
+    workload::{ProbeMethod, ReadinessProbe},
 };
 
 type Variables = BTreeMap<String, String>;
@@ -160,6 +162,53 @@ fn same_token(name: &str, dir: &Path, recorded: &Value) {
     assert!(facts.expires.is_some(), "{name}");
 }
 
+#[test]
+fn probes_of_istioctl_become_probes_that_can_run() {
+    let host = |name: &str| Some(name.to_owned());
+    let header = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    let plain = |method| ReadinessProbe {
+        initial_delay: Duration::ZERO,
+        timeout: Duration::from_secs(1),
+        period: Duration::from_secs(10),
+        success_threshold: 1,
+        failure_threshold: 1,
+        method,
+    };
+    let full = ProbeMethod::Http {
+        path: "/healthz?full=1&x=%20y".into(),
+        port: 8443,
+        host: host("app.internal"),
+        https: true,
+        headers: vec![
+            header("X-A", "b"),
+            header("X-A", "c"),
+            header("Host", "virtual.example.com"),
+            header("X-Empty", ""),
+        ],
+    };
+    let full = ReadinessProbe {
+        initial_delay: Duration::from_secs(3),
+        timeout: Duration::from_secs(2),
+        period: Duration::from_secs(4),
+        success_threshold: 2,
+        failure_threshold: 5,
+        method: full,
+    };
+    let script = "test -f /tmp/ok && echo 'a b' \"$HOME\"\n";
+    let exec = ProbeMethod::Exec { command: ["/bin/sh", "-c", script].map(str::to_owned).to_vec() };
+    let zeros = ProbeMethod::Http { path: "/".into(), port: 8080, host: None, https: false, headers: vec![] };
+    for (case, probe) in [
+        ("27-probe-http-full", full),
+        ("28-probe-tcp-host", plain(ProbeMethod::Tcp { host: host("127.0.0.1"), port: 9090 })),
+        ("29-probe-exec", plain(exec)),
+        ("30-probe-grpc", plain(ProbeMethod::Grpc { port: 9090, service: "my.Service".into() })),
+        ("32-probe-zeros", plain(zeros)),
+    ] {
+        let bundle = Bundle::read(&Root::default(), &BundleDir::directory(&golden().join(case))).unwrap();
+        assert_eq!(bundle.probe, Some(probe), "{case}");
+    }
+}
+
 /// Environment files made of what the reader promises to understand.
 fn promised() -> impl Strategy<Value = String> {
     let name = prop::sample::select(vec!["A", "B", "_c", "N_1", "a9"]);
@@ -221,7 +270,7 @@ fn anything() -> impl Strategy<Value = String> {
 fn generated_files_read_as_bash_reads_them() {
     let Some(bash) = ["/bin/bash", "/usr/bin/bash", "/usr/local/bin/bash"].into_iter().find(|p| Path::new(p).exists())
     else {
-        println!("skipped: there is no bash");
+        eprintln!("skipped: there is no bash");
         return;
     };
     let mut runner = TestRunner::default();

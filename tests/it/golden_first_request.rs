@@ -125,6 +125,11 @@ impl Case<'_> {
     /// Recorded and ours are equal, or differ as the table says.
     fn same(&mut self, what: &str, recorded: Option<&Value>, ours: Option<&Value>) {
         let (recorded, ours) = (recorded.unwrap_or(&Value::Null), ours.unwrap_or(&Value::Null));
+        if what == "ISTIO_VERSION" {
+            // We are no version of Istio; a text that does not begin with a number gets what the newest version gets.
+            let ours = ours.as_str().unwrap();
+            return assert!(recorded == "unknown" && ours.starts_with("we-agent-"), "{}: {ours}", self.name);
+        }
         match differences().into_iter().find(|(case, field, ..)| *case == self.name && *field == what) {
             Some((case, field, value, _)) => {
                 assert_ne!(recorded, ours, "{}: {what} does not differ", self.name);

@@ -52,8 +52,16 @@ fn a_second_file_builds_on_the_first() {
 
 #[test]
 fn values_are_never_in_a_message() {
-    for text in ["A= s3cret", "A='' s3cret", "x-y='s3cret'", "A=(s3cret)", "A=$(s3cret)", "A=\"`s3cret`\"", "'s3cret'"]
-    {
+    for text in [
+        "A= s3cret",
+        "A='' s3cret",
+        "x-y='s3cret'",
+        "A=(s3cret)",
+        "A=$(s3cret)",
+        "A=\"`s3cret`\"",
+        "'s3cret'",
+        "s3cret-a-line-of-a-key-or-a-token==",
+    ] {
         for e in parse(Path::new("cluster.env"), text, &Env::default()).unwrap_err() {
             assert!(!e.to_string().contains("s3cret"), "{e}");
         }

@@ -129,9 +129,10 @@ impl<'a> Reader<'a> {
         name
     }
 
-    /// What to show of a word that is no assignment: never the part after `=` or a quote, it may be a value.
-    pub(super) fn rest_of_key(&mut self) -> String {
-        let mut shown = String::new();
+    /// What to show of a word that is no assignment: never the part after `=` or a quote, it may be a value; and no
+    /// long word at all, it may be a line of a token or key.
+    pub(super) fn key(&mut self, begin: &str) -> String {
+        let mut shown = begin.to_owned();
         while let Some(c) = self.peek() {
             if Self::ends_word(Some(c)) || matches!(c, '=' | '\'' | '"' | '\\' | '\r' | '\0') || shown.len() > 40 {
                 break;
@@ -139,7 +140,7 @@ impl<'a> Reader<'a> {
             shown.push(c);
             self.bump();
         }
-        shown
+        if shown.len() > 24 { "…".to_owned() } else { shown }
     }
 
     /// The rest of a word, quotes taken away and variables put in. `export`: the word is an argument, where braces

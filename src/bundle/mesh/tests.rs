@@ -138,3 +138,22 @@ fn bad_probes_name_the_field() {
         assert!(errors.len() == 1 && errors[0].starts_with(field), "{json}: {errors:?}");
     }
 }
+
+#[test]
+fn an_alias_bomb_is_refused() {
+    let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for i in 1..12 {
+        let aliases = vec![format!("*a{}", i - 1); 9].join(", ");
+        text.push_str(&format!("a{i}: &a{i} [{aliases}]\n"));
+    }
+    assert!(matches!(mesh_config("m", &text).unwrap_err().problem, Problem::Yaml(_)));
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_read_or_refused(text in "(defaultConfig|readinessProbe|httpGet|port|[:\\n {}\\[\\],\"'&*!|>%@#?0-9a-c.~-]){0,40}") {
+        if let Ok(layer) = mesh_config("m", &text) {
+            let _ = merge(vec![layer]);
+        }
+    }
+}
