@@ -13,8 +13,11 @@ fn protocol_code_is_fresh() -> Result<(), Box<dyn Error>> {
 }
 
 fn fresh(dir: &Path, server: bool) -> Result<(), Box<dyn Error>> {
-    let mut protos: Vec<_> =
-        fs::read_dir(dir)?.filter_map(Result::ok).map(|e| e.path()).filter(|p| p.extension().is_some_and(|x| x == "proto")).collect();
+    let mut protos: Vec<_> = fs::read_dir(dir)?
+        .filter_map(Result::ok)
+        .map(|e| e.path())
+        .filter(|p| p.extension().is_some_and(|x| x == "proto"))
+        .collect();
     protos.sort();
     let out = tempfile::tempdir()?;
     tonic_prost_build::configure()
@@ -37,7 +40,12 @@ fn fresh(dir: &Path, server: bool) -> Result<(), Box<dyn Error>> {
         let name = entry.file_name();
         let fresh = fs::read_to_string(entry.path())?;
         let kept = fs::read_to_string(committed.join(&name)).unwrap_or_default();
-        assert!(fresh == kept, "{}/gen/{} is stale: WE_AGENT_REGENERATE=1 cargo test --test it generated", dir.display(), name.display());
+        assert!(
+            fresh == kept,
+            "{}/gen/{} is stale: WE_AGENT_REGENERATE=1 cargo test --test it generated",
+            dir.display(),
+            name.display()
+        );
     }
     Ok(())
 }

@@ -14,9 +14,9 @@ use std::{
     time::Duration,
 };
 use we_agent::{
-    bundle::{Bundle, BundleDir, Env, parse_env, token},
+    bundle::{Bundle, BundleDir, Env, parse_env},
     system::Root,
-    workload::{ProbeMethod, ReadinessProbe},
+    workload::{ProbeMethod, ReadinessProbe, token},
 };
 
 type Variables = BTreeMap<String, String>;

@@ -22,10 +22,12 @@ async fn a_bundle_is_all_it_takes() {
     assert_eq!(w.registration.state, RegistrationState::Registered);
     assert_eq!(w.registration.entry.as_deref(), Some("vms/payments-127.0.0.1"));
     for file in ["key.pem", "cert-chain.pem", "root-cert.pem"] {
-        assert!(host.path("/run/we-agent/payments").join(file).exists() || {
-            agent.until("payments", "published", |w| w.files.iter().all(|f| f.serial.is_some())).await;
-            true
-        });
+        assert!(
+            host.path("/run/we-agent/payments").join(file).exists() || {
+                agent.until("payments", "published", |w| w.files.iter().all(|f| f.serial.is_some())).await;
+                true
+            }
+        );
     }
     let w = agent.until("payments", "listed", |w| w.membership.state == MembershipState::Listed).await;
     assert_eq!(w.membership.services, ["payments.example.com:80"]);

@@ -22,32 +22,32 @@ use we_agent::{
 use we_lab::BundleOptions;
 
 /// How long a thing may take that should take milliseconds; a busy machine is slow.
-pub const SOON: Duration = Duration::from_secs(20);
+pub(crate) const SOON: Duration = Duration::from_secs(20);
 
 /// A VM: its file system is a temporary directory.
-pub struct Host {
+pub(crate) struct Host {
     dir: TempDir,
 }
 
 impl Host {
     /// An empty one.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { dir: tempfile::tempdir().unwrap() }
     }
 
     /// Where `path` is on it.
-    pub fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path.trim_start_matches('/'))
     }
 
     /// Puts a bundle in place.
-    pub fn bundle(self, workload: &str, bundle: &BundleOptions) -> Self {
+    pub(crate) fn bundle(self, workload: &str, bundle: &BundleOptions) -> Self {
         bundle.write(self.path("/etc/we-agent").join(workload)).unwrap();
         self
     }
 
     /// Writes `we-agent.yaml`; the admin address is added.
-    pub fn config(self, yaml: &str) -> Self {
+    pub(crate) fn config(self, yaml: &str) -> Self {
         let file = self.path("/etc/we-agent/we-agent.yaml");
         std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         std::fs::write(file, yaml).unwrap();
@@ -55,7 +55,7 @@ impl Host {
     }
 
     /// Starts the agent, in this process.
-    pub async fn start(&self) -> Running {
+    pub(crate) async fn start(&self) -> Running {
         let root = Root::new(self.dir.path());
         let mut config = Config::load(&root, None).unwrap();
         config.admin_address = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
@@ -67,26 +67,31 @@ impl Host {
 }
 
 /// A running agent. Dropping it is a crash; [`Running::stop`] is a stop.
-pub struct Running {
-    pub status: Status,
-    pub admin: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) status: Status,
+    pub(crate) admin: SocketAddr,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Running {
     /// Everything as it is now.
-    pub fn report(&self) -> Report {
+    pub(crate) fn report(&self) -> Report {
         self.status.report(SystemTime::now())
     }
 
     /// One workload as it is now; none before its bundle was read.
-    pub fn workload(&self, name: &str) -> Option<WorkloadReport> {
+    pub(crate) fn workload(&self, name: &str) -> Option<WorkloadReport> {
         self.report().workloads.into_iter().find(|w| w.name == name)
     }
 
     /// Waits until `wanted` holds for the workload; says what it was instead when it takes too long.
-    pub async fn until(&mut self, name: &str, what: &str, wanted: impl Fn(&WorkloadReport) -> bool) -> WorkloadReport {
+    pub(crate) async fn until(
+        &mut self,
+        name: &str,
+        what: &str,
+        wanted: impl Fn(&WorkloadReport) -> bool,
+    ) -> WorkloadReport {
         let end = Instant::now() + SOON;
         loop {
             if let Some(w) = self.workload(name).filter(|w| wanted(w)) {
@@ -99,33 +104,33 @@ impl Running {
     }
 
     /// Waits until the workload is ready.
-    pub async fn ready(&mut self, name: &str) -> WorkloadReport {
+    pub(crate) async fn ready(&mut self, name: &str) -> WorkloadReport {
         self.until(name, "ready", |w| w.ready).await
     }
 
     /// Stops it in order, as SIGTERM does.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         timeout(SOON, self.task).await.expect("the agent did not stop in time").unwrap();
     }
 
     /// Ends it as a crash would: nothing is said to anybody.
-    pub async fn crash(self) {
+    pub(crate) async fn crash(self) {
         self.task.abort();
         let _ = self.task.await;
     }
 }
 
 /// An application on a port of its own whose `/healthz` can be made to fail.
-pub struct App {
-    pub port: u16,
-    pub healthy: watch::Sender<bool>,
+pub(crate) struct App {
+    pub(crate) port: u16,
+    pub(crate) healthy: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl App {
     /// Starts it, healthy.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
