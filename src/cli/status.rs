@@ -34,7 +34,7 @@ pub(super) async fn fetch(root: &Root) -> Result<Report, Unreachable> {
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let fix = match error.kind() {
             std::io::ErrorKind::PermissionDenied => "ask as root, or as a member of the socket's group",
-            _ => "start it with \"systemctl start we-agent\" or \"we-agent run\", with the same --root",
+            _ => "start it with \"we-agent run\" and the same --root, or start its service",
         };
         unreachable(error.to_string(), fix)
     })?;
