@@ -23,7 +23,8 @@ fn table() -> Vec<(String, BTreeSet<String>)> {
 
 /// The first words after each `crate::` in `code`, groups taken apart.
 fn imports(code: &str) -> BTreeSet<String> {
-    let word = |text: &str| text.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned();
+    let word =
+        |text: &str| text.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned();
     let mut found = BTreeSet::new();
     for rest in code.split("crate::").skip(1) {
         let Some(group) = rest.strip_prefix('{') else {
