@@ -22,4 +22,4 @@ lint: ## Format and clippy only
 
 bench: ## Measure the release build: memory, CPU, time to certificate and registration
 	cargo build --release --package we-agent --package we-lab
-	@CONTROL=$(CONTROL) TARGET=$(TARGET) tests/bench.sh
+	CONTROL=$(CONTROL) cargo bench --package we-agent --bench agent
