@@ -140,7 +140,9 @@ fn registration(out: &mut String, w: &WorkloadReport, now: Timestamp) {
         let _ = write!(rest, ", {}", relative(since, now));
     }
     row(out, "registration", style, state.as_str(), &rest);
-    w.registration.cause.iter().for_each(|cause| wrong(out, cause));
+    // A refused certificate troubles both; it is told once.
+    let news = w.registration.cause.iter().filter(|cause| Some(*cause) != w.identity.cause.as_ref());
+    news.for_each(|cause| wrong(out, cause));
 }
 
 fn membership(out: &mut String, membership: &MembershipReport) {

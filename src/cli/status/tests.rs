@@ -80,6 +80,14 @@ payments  ready
 }
 
 #[test]
+fn a_trouble_of_two_facts_is_told_once() {
+    let mut w = workload("payments");
+    w.identity.cause = Some("restart istiod".to_owned());
+    w.registration.cause = Some("restart istiod".to_owned());
+    assert_eq!(plain(vec![w], None).matches("! restart istiod").count(), 1);
+}
+
+#[test]
 fn an_empty_host_says_why() {
     assert_eq!(plain(vec![], Some("no bundle in /etc/we-agent")), "no bundle in /etc/we-agent\n");
 }
