@@ -14,7 +14,7 @@ use std::{io::Write, path::PathBuf, process::ExitCode};
 
 /// Brings this machine into an Istio mesh, and keeps it there.
 ///
-/// Put the bundle that "istioctl x workload entry configure" wrote into /etc/we-agent/<workload>/ and run the daemon; it
+/// Put the bundle that "istioctl x workload entry configure" wrote into /etc/we-agent/NAME/ and run the daemon; it
 /// obtains and renews the workload's certificate, registers the workload, and reports its health.
 #[derive(Debug, Parser)]
 #[command(name = "we-agent", version, after_long_help = EXIT_STATUS)]

@@ -34,7 +34,7 @@ pub(super) async fn fetch(root: &Root) -> Result<Report, Unreachable> {
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let fix = match error.kind() {
             std::io::ErrorKind::PermissionDenied => "ask as root, or as a member of the socket's group",
-            _ => "start it with \"systemctl start we-agent\" or \"we-agent run\", with the same --root",
+            _ => "start it with \"we-agent run\" and the same --root, or start its service",
         };
         unreachable(error.to_string(), fix)
     })?;
@@ -140,7 +140,9 @@ fn registration(out: &mut String, w: &WorkloadReport, now: Timestamp) {
         let _ = write!(rest, ", {}", relative(since, now));
     }
     row(out, "registration", style, state.as_str(), &rest);
-    w.registration.cause.iter().for_each(|cause| wrong(out, cause));
+    // A refused certificate troubles both; it is told once.
+    let news = w.registration.cause.iter().filter(|cause| Some(*cause) != w.identity.cause.as_ref());
+    news.for_each(|cause| wrong(out, cause));
 }
 
 fn membership(out: &mut String, membership: &MembershipReport) {

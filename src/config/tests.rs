@@ -106,7 +106,7 @@ fn values_are_read_in_their_units() {
     for wrong in ["istiod", "istiod:0", "istiod:99999", ":15012", "fd00::1:15012", "a b:1", "https://a:1"] {
         assert!(value::authority(wrong).is_err(), "{wrong}");
     }
-    assert!(value::ttl("90days").is_ok() && value::ttl("91days").is_err());
+    assert!(value::ttl("90days").is_ok() && value::ttl("91days").is_err() && value::ttl("900ms").is_err());
     assert!(value::duration("0s").is_err());
     assert_eq!(value::admin_address("off"), Ok(None));
     assert_eq!(value::admin_address("[::1]:0"), Ok(Some("[::1]:0".parse().unwrap())));

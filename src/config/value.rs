@@ -27,7 +27,12 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 pub(super) fn ttl(text: &str) -> Result<Duration, String> {
     let time = duration(text)?;
-    if time > MAX_TTL { Err("is longer than 90 days; istiod signs for 90 days at most".to_owned()) } else { Ok(time) }
+    if time > MAX_TTL {
+        return Err("is longer than 90 days; istiod signs for 90 days at most".to_owned());
+    } else if time < Duration::from_secs(1) {
+        return Err("is shorter than a second; the request counts whole seconds".to_owned());
+    }
+    Ok(time)
 }
 
 pub(super) fn bytes(text: &str) -> Result<usize, String> {

@@ -74,7 +74,8 @@ fn field_name(name: &str) -> String {
 
 /// A value with a line feed is sent with its length, in eight bytes, little-endian.
 fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
-    let value = &value[..value.floor_char_boundary(MAX_VALUE)];
+    let end = (0..=MAX_VALUE.min(value.len())).rev().find(|&at| value.is_char_boundary(at)).unwrap_or(0);
+    let value = &value[..end];
     entry.extend_from_slice(name.as_bytes());
     if value.contains('\n') {
         entry.push(b'\n');

@@ -71,6 +71,16 @@ fn a_bare_level_opens_our_targets_only() {
     assert!("loud".parse::<LogFilter>().is_err());
 }
 
+#[test]
+fn a_long_text_is_cut_and_a_field_has_a_legal_name() {
+    let long = "ä".repeat(100_000);
+    let entries = entries("info", || warn!(_we.odd = 1, cause = long.as_str(), "long"));
+    assert!(entries[0].len() < 20_000, "{}", entries[0].len());
+    has(&entries[0], "WE_ODD=1");
+    let cause = entries[0].lines().find_map(|line| line.strip_prefix("CAUSE=")).unwrap();
+    assert!(cause.len() > 8_000 && cause.chars().all(|c| c == 'ä'));
+}
+
 fn record() -> Record {
     let mut own = Fields::default();
     let mut inherited = Fields::default();

@@ -85,7 +85,7 @@ fn status_without_a_daemon_is_69_and_says_how_to_start_it() {
     let dir = tempfile::tempdir().unwrap();
     let (code, _, said) = output(we_agent(dir.path()).arg("status"));
     assert_eq!(code, 69, "{said}");
-    assert!(said.contains("run/we-agent/admin.sock") && said.contains("systemctl start we-agent"), "{said}");
+    assert!(said.contains("run/we-agent/admin.sock") && said.contains("start it with \"we-agent run\""), "{said}");
 }
 
 /// One life of the daemon, as systemd sees it.

@@ -1,9 +1,9 @@
 use super::*;
 use crate::status::*;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 fn at(seconds: u64) -> Timestamp {
-    Timestamp(SystemTime::from(UNIX_EPOCH) + Duration::from_secs(seconds))
+    Timestamp(UNIX_EPOCH + Duration::from_secs(seconds))
 }
 
 fn workload(name: &str) -> WorkloadReport {
@@ -77,6 +77,14 @@ payments  ready
   not obeyed    ISTIO_META_DNS_CAPTURE
 ";
     assert_eq!(plain(vec![broken, w], None), expected);
+}
+
+#[test]
+fn a_trouble_of_two_facts_is_told_once() {
+    let mut w = workload("payments");
+    w.identity.cause = Some("restart istiod".to_owned());
+    w.registration.cause = Some("restart istiod".to_owned());
+    assert_eq!(plain(vec![w], None).matches("! restart istiod").count(), 1);
 }
 
 #[test]

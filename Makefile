@@ -1,0 +1,25 @@
+# make help shows what there is. Each target is one command that can also be run by hand.
+
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# What make bench measures against: lab (the miniature control plane here) or rig (a real istiod; see CONTRIBUTING.md).
+CONTROL ?= lab
+
+.PHONY: help demo test lint bench
+
+help: ## Show this
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+
+demo: ## See it happen: a control plane, an application and the agent, on this machine (no root, no cluster)
+	cargo build --package we-agent --package we-lab
+	$(TARGET)/debug/we-lab demo --agent $(TARGET)/debug/we-agent --out target/demo
+
+test: ## Everything that CI runs
+	@.ci/test
+
+lint: ## Format and clippy only
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- --deny warnings
+
+bench: ## Measure the release build: memory, CPU, time to certificate and registration
+	cargo build --release --package we-agent --package we-lab
+	CONTROL=$(CONTROL) cargo bench --package we-agent --bench agent

@@ -1,0 +1,126 @@
+//! The daemon under measurement, and what the kernel says of it.
+
+use anyhow::{Context, bail};
+use std::{
+    fs,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+/// A running daemon with one workload; killed when dropped.
+pub(crate) struct Agent {
+    child: Child,
+    root: PathBuf,
+}
+
+impl Agent {
+    /// Starts `binary` below `root`, with a copy of `bundle`; `settings` are lines of `defaults`.
+    pub(crate) fn start(binary: &Path, root: &Path, bundle: &Path, settings: &str) -> anyhow::Result<Self> {
+        super::copy(bundle, &root.join("etc/we-agent/payments"))?;
+        let config = format!("admin: {{address: off}}\ndefaults:\n  platform: off\n{settings}");
+        fs::write(root.join("etc/we-agent/we-agent.yaml"), config)?;
+        let log = fs::File::create(root.join("log"))?;
+        let mut command = Command::new(binary);
+        command.args(["run", "--root"]).arg(root).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Ok(Self { child: command.spawn()?, root: root.to_owned() })
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn has_certificate(&self) -> bool {
+        self.root.join("run/we-agent/payments/cert-chain.pem").exists()
+    }
+
+    pub(crate) fn is_registered(&self) -> anyhow::Result<bool> {
+        let Ok(mut socket) = UnixStream::connect(self.root.join("run/we-agent/admin.sock")) else { return Ok(false) };
+        socket.write_all(b"GET /status HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer)?;
+        let (_, body) = answer.split_once("\r\n\r\n").context("no answer to /status")?;
+        let report: serde_json::Value = serde_json::from_str(body)?;
+        Ok(report["workloads"][0]["registration"]["state"] == "registered")
+    }
+
+    /// Looks twice a millisecond until `reached`.
+    pub(crate) fn until(
+        &self,
+        limit: Duration,
+        what: &str,
+        reached: impl Fn(&Self) -> anyhow::Result<bool>,
+    ) -> anyhow::Result<()> {
+        let deadline = Instant::now() + limit;
+        while !reached(self)? {
+            if Instant::now() > deadline {
+                let log = fs::read_to_string(self.root.join("log")).unwrap_or_default();
+                bail!("{what}: not within {limit:?}; the log says\n{log}");
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+        Ok(())
+    }
+
+    /// Ends it as systemd would, and waits for that.
+    pub(crate) fn stop(mut self) -> anyhow::Result<()> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.pid())?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        let status = self.child.wait()?;
+        if status.success() { Ok(()) } else { bail!("the daemon ended with {status}") }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a process has used, and what it holds.
+#[derive(Debug)]
+pub(crate) struct Sample {
+    /// On a processor, all threads.
+    pub(crate) cpu: Duration,
+    /// Voluntary and not, all threads.
+    pub(crate) switches: u64,
+    pub(crate) threads: u64,
+    /// Bytes.
+    pub(crate) resident: u64,
+    /// Bytes.
+    pub(crate) private_dirty: u64,
+}
+
+impl Sample {
+    pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
+        let proc = PathBuf::from(format!("/proc/{pid}"));
+        let status = fs::read_to_string(proc.join("status"))?;
+        let memory = fs::read_to_string(proc.join("smaps_rollup"))?;
+        let (mut cpu, mut switches) = (Duration::ZERO, 0);
+        for task in fs::read_dir(proc.join("task"))? {
+            let task = task?.path();
+            let times = fs::read_to_string(task.join("schedstat"))?;
+            let nanoseconds = times.split(' ').next().context("schedstat")?.parse()?;
+            cpu += Duration::from_nanos(nanoseconds);
+            let status = fs::read_to_string(task.join("status"))?;
+            switches += field(&status, "voluntary_ctxt_switches")? + field(&status, "nonvoluntary_ctxt_switches")?;
+        }
+        Ok(Self {
+            cpu,
+            switches,
+            threads: field(&status, "Threads")?,
+            resident: field(&status, "VmRSS")? * 1024,
+            private_dirty: field(&memory, "Private_Dirty")? * 1024,
+        })
+    }
+}
+
+/// The number behind `name:`.
+fn field(text: &str, name: &str) -> anyhow::Result<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let number = line.and_then(|rest| rest.split_whitespace().next()).with_context(|| format!("no {name}"))?;
+    Ok(number.parse()?)
+}
