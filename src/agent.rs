@@ -221,7 +221,8 @@ impl Floor {
         let same = |slot: &&Slot| match slot {
             Slot::Running { key, .. } => {
                 workload.registers()
-                    && key.group == workload.group.clone().or_else(|| workload.existing_entry.clone()).unwrap_or_default()
+                    && key.group
+                        == workload.group.clone().or_else(|| workload.existing_entry.clone()).unwrap_or_default()
                     && (&key.namespace, &key.network, &key.given)
                         == (&workload.namespace, &workload.network, &workload.given)
             }

@@ -188,10 +188,8 @@ async fn keep(
     let saved = {
         let (wanted, context, previous) = (wanted.clone(), context.clone(), previous.clone());
         let anchors = anchors.clone().unwrap_or_else(|| context.bundle.clone());
-        spawn_blocking(move || {
-            Store::open(&wanted.root, &wanted.store)?.save(&context, previous.as_deref(), &anchors)
-        })
-        .await
+        spawn_blocking(move || Store::open(&wanted.root, &wanted.store)?.save(&context, previous.as_deref(), &anchors))
+            .await
     };
     let trouble = match saved {
         Ok(Ok(())) => None,

@@ -75,7 +75,12 @@ fn say_registration(before: &Registration, now: &Registration) {
     use Registration::{Absent, Asked, Lost, Parked, Registered};
     match (before, now) {
         (Registered { entry: old, trouble: was, .. }, Registered { entry, trouble, .. }) if old == entry => {
-            say_trouble(was.as_ref(), trouble.as_ref(), "session kept on the previous credential", "the certificate is accepted");
+            say_trouble(
+                was.as_ref(),
+                trouble.as_ref(),
+                "session kept on the previous credential",
+                "the certificate is accepted",
+            );
         }
         (_, Registered { entry, trouble, .. }) => {
             info!(entry, "registered");
@@ -84,11 +89,20 @@ fn say_registration(before: &Registration, now: &Registration) {
         (Lost { trouble: old, .. } | Parked { trouble: old, .. }, Lost { trouble, .. } | Parked { trouble, .. })
             if old.kind == trouble.kind => {}
         (_, Lost { entry, trouble }) => {
-            let what = if matches!(before, Registered { .. }) { "session lost, resuming" } else { "not registered, trying again" };
+            let what = if matches!(before, Registered { .. }) {
+                "session lost, resuming"
+            } else {
+                "not registered, trying again"
+            };
             warn!(entry, cause = trouble.cause, kind = trouble.kind, "{what}");
         }
         (_, Parked { entry, trouble }) => {
-            warn!(entry, cause = trouble.cause, kind = trouble.kind, "not registered, and this will not change by itself");
+            warn!(
+                entry,
+                cause = trouble.cause,
+                kind = trouble.kind,
+                "not registered, and this will not change by itself"
+            );
         }
         (Registered { entry, .. }, Absent) => info!(entry, "session closed"),
         (_, Absent | Asked { .. }) => {}
@@ -119,4 +133,3 @@ fn say_membership(before: &Membership, now: &Membership) {
         }
     }
 }
-

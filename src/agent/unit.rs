@@ -47,8 +47,11 @@ impl Unit {
             trouble: Some(Trouble { since: clock.now(), kind: "store", cause: error.to_string() }),
             ..Identity::default()
         });
-        let (identity, registration, membership) =
-            (watch::Sender::new(identity), watch::Sender::new(Registration::default()), watch::Sender::new(Membership::default()));
+        let (identity, registration, membership) = (
+            watch::Sender::new(identity),
+            watch::Sender::new(Registration::default()),
+            watch::Sender::new(Membership::default()),
+        );
         let (health, addresses) = (watch::Sender::new(Health::default()), watch::Sender::new(Addresses::default()));
         let outputs: Vec<_> = outputs(&workload, &settings, root)
             .into_iter()
@@ -82,7 +85,8 @@ impl Unit {
             localhost: workload.probe_localhost,
         };
         loops.spawn(
-            health::run(workload.probe.clone(), probes, facts.addresses.clone(), health, stop.clone()).instrument(span()),
+            health::run(workload.probe.clone(), probes, facts.addresses.clone(), health, stop.clone())
+                .instrument(span()),
         );
         let post = Post {
             health: facts.health.clone(),
@@ -169,7 +173,9 @@ async fn join(mut loops: JoinSet<()>, stop: CancellationToken) {
         if !stop.is_cancelled() {
             match ended {
                 Ok(()) => tracing::error!("a loop ended by itself, which is a bug; the workload is started again"),
-                Err(error) => tracing::error!(cause = %error, "a loop failed, which is a bug; the workload is started again"),
+                Err(error) => {
+                    tracing::error!(cause = %error, "a loop failed, which is a bug; the workload is started again")
+                }
             }
             stop.cancel();
         }
@@ -190,7 +196,8 @@ fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted
 /// Where the certificate goes.
 fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Vec<(&'static str, Files)> {
     // 0640: for the group that we run as.
-    let access = if settings.files.mode & 0o040 == 0 { Access::Owner } else { Access::Group(nix::unistd::getegid().as_raw()) };
+    let access =
+        if settings.files.mode & 0o040 == 0 { Access::Owner } else { Access::Group(nix::unistd::getegid().as_raw()) };
     let own = Path::new("/run/we-agent").join(&workload.name);
     let mut outputs = vec![("files", Files::new(root, own, Layout::Generations, access))];
     if let Some(dir) = workload.output_certs.as_ref().filter(|_| settings.files.output_certs) {

@@ -158,7 +158,10 @@ impl Istiod {
     }
 
     fn unreadable_token(&self) -> Error {
-        Error::Invalid(format!("{}: not a token (it has characters that no header can carry)", self.credential.token.display()))
+        Error::Invalid(format!(
+            "{}: not a token (it has characters that no header can carry)",
+            self.credential.token.display()
+        ))
     }
 
     /// An error of a call: istiod's own answer, or a connection that broke.
@@ -176,7 +179,12 @@ impl Istiod {
 
 /// The URI that the generated stubs put before their paths; istiod does not look at it.
 fn origin(authority: &Authority) -> http::Uri {
-    http::Uri::builder().scheme("https").authority(authority.to_string()).path_and_query("/").build().unwrap_or_default()
+    http::Uri::builder()
+        .scheme("https")
+        .authority(authority.to_string())
+        .path_and_query("/")
+        .build()
+        .unwrap_or_default()
 }
 
 impl ControlPlane for Istiod {

@@ -62,15 +62,19 @@ impl Link {
         let tcp = connect(&address, &found).await?;
         let peer = tcp.peer_addr().map_err(|e| Error::Connect { address: address.clone(), cause: e.to_string() })?;
 
-        let untrusted = |e: &rustls::Error| Error::Untrusted { address: address.clone(), cause: e.to_string(), fix: fix(e) };
+        let untrusted =
+            |e: &rustls::Error| Error::Untrusted { address: address.clone(), cause: e.to_string(), fix: fix(e) };
         let config = tls::client_config(roots, &rung).map_err(|e| untrusted(&e))?;
         let name = ServerName::try_from(endpoint.server_name.clone())
             .map_err(|e| Error::Invalid(format!("server name {:?}: {e}", endpoint.server_name)))?;
         let dropped = |cause: String| Error::Dropped { address: address.clone(), credential: rung.describe(), cause };
         let shaken = timeout(DIAL, TlsConnector::from(Arc::new(config)).connect(name, tcp)).await;
-        let stream = shaken.map_err(|_| Error::Timeout { call: "TLS handshake", address: address.clone(), within: DIAL })?;
+        let stream =
+            shaken.map_err(|_| Error::Timeout { call: "TLS handshake", address: address.clone(), within: DIAL })?;
         let stream = stream.map_err(|e| match tls_error(&e) {
-            Some(tls @ (rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)) => untrusted(tls),
+            Some(tls @ (rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)) => {
+                untrusted(tls)
+            }
             _ => dropped(e.to_string()),
         })?;
 
@@ -134,7 +138,9 @@ impl Link {
 
 async fn connect(address: &str, found: &[SocketAddr]) -> Result<TcpStream, Error> {
     let error = |at: Option<&SocketAddr>, cause: String| Error::Connect {
-        address: at.map_or(address.to_owned(), |at| if at.to_string() == address { address.to_owned() } else { format!("{address} ({at})") }),
+        address: at.map_or(address.to_owned(), |at| {
+            if at.to_string() == address { address.to_owned() } else { format!("{address} ({at})") }
+        }),
         cause,
     };
     let mut last = error(None, "the name has no address".to_owned());
@@ -157,14 +163,16 @@ fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
 }
 
 fn fix(error: &rustls::Error) -> &'static str {
-    use rustls::CertificateError::{Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext};
+    use rustls::CertificateError::{
+        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
+    };
     match error {
         rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
             "set ISTIOD_SAN (or controlPlane.serverName) to a name in its certificate"
         }
-        rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }) => {
-            "check the clocks of this host and of the control plane"
-        }
+        rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
+        ) => "check the clocks of this host and of the control plane",
         _ => "if the mesh has a new root, put its root-cert.pem (and a new istio-token) in place",
     }
 }
@@ -200,4 +208,3 @@ impl tower::Service<http::Request<tonic::body::Body>> for Channel {
         Box::pin(self.0.send_request(request))
     }
 }
-

@@ -20,7 +20,9 @@ pub enum SpiffeIdError {
     #[error("{0:?} does not begin with spiffe://")]
     Scheme(String),
     /// A path segment is empty, `.` or `..`, or has a character that the standard does not allow.
-    #[error("path segment {0:?} is empty, a dot segment, or has a character other than a-z, A-Z, 0-9, '.', '-' and '_'")]
+    #[error(
+        "path segment {0:?} is empty, a dot segment, or has a character other than a-z, A-Z, 0-9, '.', '-' and '_'"
+    )]
     Segment(String),
     /// The id is longer than 2048 bytes.
     #[error("the id is longer than 2048 bytes")]

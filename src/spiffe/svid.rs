@@ -268,7 +268,11 @@ fn may_sign(cert: &X509Certificate<'_>) -> bool {
 fn wall(time: x509_parser::time::ASN1Time) -> SystemTime {
     let seconds = time.timestamp();
     let distance = Duration::from_secs(seconds.unsigned_abs());
-    let moved = if seconds < 0 { SystemTime::UNIX_EPOCH.checked_sub(distance) } else { SystemTime::UNIX_EPOCH.checked_add(distance) };
+    let moved = if seconds < 0 {
+        SystemTime::UNIX_EPOCH.checked_sub(distance)
+    } else {
+        SystemTime::UNIX_EPOCH.checked_add(distance)
+    };
     moved.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 

@@ -91,7 +91,8 @@ pub(super) struct Stream {
 impl Stream {
     /// A stream on `link`. Nothing is sent before the first subscription; the call is made by [`Stream::next`].
     pub(super) fn new(istiod: &Istiod, link: Arc<Link>, node: Node, xds: Xds, max_bytes: usize) -> Result<Self, Error> {
-        let mut client = Client::with_origin(link.channel(), origin(&link.endpoint.authority)).max_decoding_message_size(max_bytes);
+        let mut client =
+            Client::with_origin(link.channel(), origin(&link.endpoint.authority)).max_decoding_message_size(max_bytes);
         let wire = match xds {
             Xds::Delta => {
                 let (requests, sent) = mpsc::unbounded_channel();
@@ -191,7 +192,8 @@ impl Stream {
                 all.extend(gone.map(|cluster_name| ClusterLoadAssignment { cluster_name, ..Default::default() }));
                 Answer::Endpoints(all)
             }),
-            _ => decode::<Cluster>(&received.resources).map(|all| Answer::Clusters(all.into_iter().map(|c| c.name).collect())),
+            _ => decode::<Cluster>(&received.resources)
+                .map(|all| Answer::Clusters(all.into_iter().map(|c| c.name).collect())),
         };
         let refusal = match &decoded {
             Ok(_) => {
@@ -282,13 +284,25 @@ struct Received {
 impl From<DeltaDiscoveryResponse> for Received {
     fn from(m: DeltaDiscoveryResponse) -> Self {
         let resources = m.resources.into_iter().filter_map(|r| r.resource).collect();
-        Self { type_url: m.type_url, nonce: m.nonce, version: m.system_version_info, resources, removed: m.removed_resources }
+        Self {
+            type_url: m.type_url,
+            nonce: m.nonce,
+            version: m.system_version_info,
+            resources,
+            removed: m.removed_resources,
+        }
     }
 }
 
 impl From<DiscoveryResponse> for Received {
     fn from(m: DiscoveryResponse) -> Self {
-        Self { type_url: m.type_url, nonce: m.nonce, version: m.version_info, resources: m.resources, removed: Vec::new() }
+        Self {
+            type_url: m.type_url,
+            nonce: m.nonce,
+            version: m.version_info,
+            resources: m.resources,
+            removed: Vec::new(),
+        }
     }
 }
 

@@ -86,7 +86,9 @@ fn entry(istiod: &Istiod, addresses: &Addresses) -> Result<String, Error> {
     let primary = addresses.primary.ok_or_else(|| Error::Invalid("this host has no usable address yet".to_owned()))?;
     match istiod.workload.entry(primary) {
         Ok(Some(entry)) => Ok(entry),
-        Ok(None) => Err(Error::Invalid("the bundle names no WorkloadGroup (ISTIO_META_AUTO_REGISTER_GROUP)".to_owned())),
+        Ok(None) => {
+            Err(Error::Invalid("the bundle names no WorkloadGroup (ISTIO_META_AUTO_REGISTER_GROUP)".to_owned()))
+        }
         Err(error) => Err(Error::Invalid(error.to_string())),
     }
 }

@@ -1,0 +1,1 @@
+//! The loop under paused time, with a scripted control plane.
