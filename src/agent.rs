@@ -163,15 +163,15 @@ impl Floor {
             Ok(found) => found,
             Err(error) => return (Vec::new(), Some(format!("{}: {error}", place.display()))),
         };
-        if found.iter().any(|(_, dir)| dir.istio) {
-            if let Some(id) = bundle::istio_agent(&self.root) {
-                let note = format!(
-                    "Istio's own agent runs here (process {id}), and two agents on one entry make it leak: \
-                     stop it (systemctl disable --now istio) or put a bundle of its own into {}/<workload>/",
-                    place.display()
-                );
-                return (Vec::new(), Some(note));
-            }
+        if found.iter().any(|(_, dir)| dir.istio)
+            && let Some(id) = bundle::istio_agent(&self.root)
+        {
+            let note = format!(
+                "Istio's own agent runs here (process {id}), and two agents on one entry make it leak: \
+                 stop it (systemctl disable --now istio) or put a bundle of its own into {}/<workload>/",
+                place.display()
+            );
+            return (Vec::new(), Some(note));
         }
         let named: Vec<_> = found.iter().map(|(name, _)| name.as_str()).collect();
         let lost: Vec<_> = self.config.workload_names().filter(|name| !named.contains(name)).collect();

@@ -147,12 +147,10 @@ impl Istiod {
         let value = MetadataValue::try_from(cluster)
             .map_err(|_| Error::Invalid(format!("cluster id {cluster:?} cannot be sent as a header")))?;
         headers.insert("clusterid", value);
-        if let Rung::Token = link.rung {
-            if let Some(bearer) = self.credential.bearer() {
-                let mut value = MetadataValue::try_from(bearer.as_str()).map_err(|_| self.unreadable_token())?;
-                value.set_sensitive(true);
-                headers.insert("authorization", value);
-            }
+        if let (Rung::Token, Some(bearer)) = (&link.rung, self.credential.bearer()) {
+            let mut value = MetadataValue::try_from(bearer.as_str()).map_err(|_| self.unreadable_token())?;
+            value.set_sensitive(true);
+            headers.insert("authorization", value);
         }
         Ok(request)
     }

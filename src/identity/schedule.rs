@@ -30,10 +30,10 @@ mod tests {
     fn a_day_is_renewed_around_noon() {
         let received = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let day = Duration::from_secs(86_400);
-        let at = |draw| renew_at(received, received + day, Duration::from_secs(10), draw).duration_since(received);
-        assert_eq!(at(0.5), Ok(day / 2));
-        assert_eq!(at(0.0), Ok(day.mul_f64(0.45)));
-        assert_eq!(at(1.0), Ok(day.mul_f64(0.55)));
+        let at = |draw| renew_at(received, received + day, Duration::from_secs(10), draw).duration_since(received).ok();
+        assert_eq!(at(0.5), Some(day / 2));
+        assert_eq!(at(0.0), Some(day.mul_f64(0.45)));
+        assert_eq!(at(1.0), Some(day.mul_f64(0.55)));
     }
 
     proptest! {

@@ -57,13 +57,13 @@ type Opening<T> = Pin<Box<dyn Future<Output = Result<Streaming<T>, Status>> + Se
 /// The receiving half: a call that is being opened, then its messages.
 enum Incoming<T> {
     Opening(Opening<T>),
-    Open(Streaming<T>),
+    Open(Box<Streaming<T>>),
 }
 
 impl<T> Incoming<T> {
     async fn message(&mut self) -> Result<Option<T>, Status> {
         if let Self::Opening(call) = self {
-            *self = Self::Open(call.await?);
+            *self = Self::Open(Box::new(call.await?));
         }
         match self {
             Self::Open(stream) => stream.message().await,

@@ -212,35 +212,33 @@ impl<'a> Observer<'a> {
 
     /// The next turn. Safe to cancel.
     pub(super) async fn next(&mut self) -> Turn {
-        loop {
-            if let Some(turn) = self.turns.pop_front() {
-                return turn;
+        if let Some(turn) = self.turns.pop_front() {
+            return turn;
+        }
+        let done = tokio::select! {
+            done = finished(&mut self.work) => done,
+            () = at(self.look_at), if self.work.is_none() => {
+                self.look_at = None;
+                return Turn::Due;
             }
-            let done = tokio::select! {
-                done = finished(&mut self.work) => done,
-                () = at(self.look_at), if self.work.is_none() => {
-                    self.look_at = None;
-                    return Turn::Due;
+        };
+        self.work = None;
+        match done {
+            Done::Peeked(fact) => Turn::Told(fact),
+            Done::Looked(Ok(known)) => {
+                self.known = known;
+                if self.known.names().is_empty() {
+                    // A service may be made later.
+                    self.look_at = Some(Instant::now() + self.waits.next_wait());
+                    return Turn::Told(Membership::NotSelected);
                 }
-            };
-            self.work = None;
-            match done {
-                Done::Peeked(fact) => return Turn::Told(fact),
-                Done::Looked(Ok(known)) => {
-                    self.known = known;
-                    if self.known.names().is_empty() {
-                        // A service may be made later.
-                        self.look_at = Some(Instant::now() + self.waits.next_wait());
-                        return Turn::Told(Membership::NotSelected);
-                    }
-                    self.waits.reset();
-                    // Their endpoints arrive on the session's stream, and the fact follows from them.
-                    return Turn::Names(self.known.names());
-                }
-                Done::Looked(Err(cause)) => {
-                    self.look_at = Some(Instant::now() + self.waits.slowest());
-                    return Turn::Told(Membership::Unknown { cause });
-                }
+                self.waits.reset();
+                // Their endpoints arrive on the session's stream, and the fact follows from them.
+                Turn::Names(self.known.names())
+            }
+            Done::Looked(Err(cause)) => {
+                self.look_at = Some(Instant::now() + self.waits.slowest());
+                Turn::Told(Membership::Unknown { cause })
             }
         }
     }
