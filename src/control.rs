@@ -17,17 +17,26 @@ pub use error::{Disposition, Error};
 pub use istiod::{Istiod, MembershipSettings, Xds};
 
 use crate::{
-    spiffe::Csr,
+    spiffe::{Csr, X509Context},
     status::{Addresses, Health, Membership, Registration},
 };
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+/// A signed request.
+#[derive(Debug)]
+pub struct Signed {
+    /// PEM elements, leaf first, root bundle last.
+    pub chain: Vec<String>,
+    /// The certificate that was accepted as the credential for this request; none when it was the token.
+    pub accepted: Option<Arc<X509Context>>,
+}
+
 /// A control plane.
 pub trait ControlPlane: Send + Sync + 'static {
-    /// Has a request signed for `ttl`; the answer is the certificate chain as PEM elements, leaf first, root bundle last.
-    fn sign(&self, csr: &Csr, ttl: Duration) -> impl Future<Output = Result<Vec<String>, Error>> + Send;
+    /// Has a request signed for `ttl`.
+    fn sign(&self, csr: &Csr, ttl: Duration) -> impl Future<Output = Result<Signed, Error>> + Send;
 
     /// Asks for the registration and holds it while this future runs. `Ok` when told to stop, `Err` when it was lost or
     /// refused.

@@ -7,7 +7,7 @@ mod store;
 pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
 
 use crate::{
-    control::{ControlPlane, Disposition},
+    control::{ControlPlane, Disposition, Signed},
     spiffe::{Csr, KeyError, KeyKind, PrivateKey, SpiffeId, SvidError, X509Bundle, X509Context},
     status::{Identity, Trouble},
     system::{DirError, FileWatch, Root},
@@ -51,12 +51,23 @@ pub struct Wanted {
 enum RenewalError {
     #[error(transparent)]
     Control(#[from] crate::control::Error),
-    #[error("the control plane's answer is not used: {0}")]
+    #[error("the control plane's answer is not used: {cause}{fix}", cause = .0, fix = fix(.0))]
     Answer(#[from] SvidError),
     #[error(transparent)]
     Key(#[from] KeyError),
     #[error("key generation was interrupted: {0}")]
     Interrupted(#[from] JoinError),
+}
+
+/// What to do about an answer that is not used, where there is something to do.
+fn fix(error: &SvidError) -> &'static str {
+    match error {
+        SvidError::WrongIdentity { .. } => {
+            "; the token belongs to another serviceAccount or the trust domain is another: make the bundle again from the \
+             WorkloadGroup"
+        }
+        _ => "",
+    }
 }
 
 impl RenewalError {
@@ -65,7 +76,7 @@ impl RenewalError {
             Self::Control(error) => error.kind(),
             Self::Answer(SvidError::WrongIdentity { .. }) => "wrong_identity",
             Self::Answer(SvidError::WrongKey) => "wrong_key",
-            Self::Answer(SvidError::ShortChain(_)) => "short_chain",
+            Self::Answer(SvidError::ShortChain(_) | SvidError::Rootless) => "short_chain",
             Self::Answer(SvidError::Validity { .. }) => "validity",
             Self::Answer(_) => "bad_answer",
             Self::Key(_) | Self::Interrupted(_) => "key",
@@ -130,10 +141,10 @@ pub async fn run<C: ControlPlane>(
             () = shutdown.cancelled() => return,
         };
         let wait = match renewed {
-            Ok(context) => {
+            Ok(renewed) => {
                 backoff.reset();
                 not_before = Some(Instant::now() + wanted.min_interval);
-                keep(&wanted, &fact, context, anchors(), clock).await;
+                keep(&wanted, &fact, renewed, anchors(), clock).await;
                 continue;
             }
             Err(error) => {
@@ -160,8 +171,11 @@ fn due(identity: &Identity, now: SystemTime) -> SystemTime {
     }
 }
 
+/// A new certificate, and the older one that the control plane accepted for the request, if it was one.
+type Renewed = (Arc<X509Context>, Option<Arc<X509Context>>);
+
 /// One request with a fresh key; what comes back is verified before anybody sees it.
-async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> Result<Arc<X509Context>, RenewalError> {
+async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> Result<Renewed, RenewalError> {
     let kind = wanted.key;
     let key = match kind {
         KeyKind::EcP256 | KeyKind::EcP384 => PrivateKey::generate(kind)?,
@@ -171,20 +185,22 @@ async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> R
         }
     };
     let csr = Csr::new(&wanted.id, &key)?;
-    let answer = control.sign(&csr, wanted.ttl).await?;
-    Ok(X509Context::from_answer(&wanted.id, key, &answer, clock.now())?)
+    let Signed { chain, accepted } = control.sign(&csr, wanted.ttl).await?;
+    Ok((X509Context::from_answer(&wanted.id, key, &chain, clock.now())?, accepted))
 }
 
 /// Makes a new certificate durable, then tells it. A disk that fails does not keep it from being used.
 async fn keep(
     wanted: &Wanted,
     fact: &watch::Sender<Identity>,
-    context: Arc<X509Context>,
+    (context, accepted): Renewed,
     anchors: Option<X509Bundle>,
     clock: Clock,
 ) {
     let now = clock.now();
-    let previous = fact.borrow().valid(now).cloned();
+    // Kept as the fallback is the one that is known to work: while the control plane refuses what it issues (as istiod
+    // does after a live change of its CA), that is an older one than the last.
+    let previous = accepted.or_else(|| fact.borrow().valid(now).cloned());
     let saved = {
         let (wanted, context, previous) = (wanted.clone(), context.clone(), previous.clone());
         let anchors = anchors.clone().unwrap_or_else(|| context.bundle.clone());

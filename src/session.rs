@@ -2,12 +2,12 @@
 
 use crate::{
     control::{ControlPlane, Disposition, Error, Post},
-    status::{Registration, Trouble},
+    status::{Membership, Registration, Trouble},
     system::FileWatch,
     time::{Backoff, Clock, between},
 };
 use std::{sync::Arc, time::Duration};
-use tokio::time::sleep;
+use tokio::{sync::watch, time::sleep};
 
 /// Waits between attempts that are refused, as Envoy's are.
 const FLOOR: Duration = Duration::from_millis(500);
@@ -31,6 +31,7 @@ pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: Fi
         let was_registered = matches!(&*post.registration.borrow(), Registration::Registered { .. });
         let wait = wait(&error, was_registered, &mut backoff);
         tell(&post, &error, clock);
+        forget(&post.membership);
         tracing::debug!(cause = %error, wait = ?wait, "session ended");
         tokio::select! {
             () = sleep(wait) => {}
@@ -40,6 +41,17 @@ pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: Fi
         }
     }
     post.registration.send_replace(Registration::Absent);
+    forget(&post.membership);
+}
+
+/// Without a session nobody tells us what the mesh knows.
+fn forget(membership: &watch::Sender<Membership>) {
+    membership.send_if_modified(|fact| {
+        let unknown = Membership::Unknown { cause: "no session with the control plane" };
+        let news = *fact != unknown;
+        *fact = unknown;
+        news
+    });
 }
 
 /// How long to wait after `error`. A session that lived is resumed promptly, at first.

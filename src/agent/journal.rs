@@ -12,6 +12,7 @@ pub(super) async fn run(mut facts: Facts, clock: Clock, stop: CancellationToken)
     let mut identity = Identity::default();
     let mut registration = Registration::default();
     let mut membership = Membership::default();
+    let mut mismatch = None;
     loop {
         let now = facts.identity.borrow_and_update().clone();
         say_identity(&identity, &now);
@@ -20,7 +21,7 @@ pub(super) async fn run(mut facts: Facts, clock: Clock, stop: CancellationToken)
         say_registration(&registration, &now);
         registration = now;
         let now = facts.membership.borrow_and_update().clone();
-        say_membership(&membership, &now);
+        say_membership(&membership, &now, &mut mismatch);
         membership = now;
         tokio::select! {
             () = facts.changed() => {}
@@ -54,9 +55,6 @@ fn say_identity(before: &Identity, now: &Identity) {
         info!(serial = svid.serial(), %expires, renewal, "{what}");
     }
     say_trouble(before.trouble.as_ref(), now.trouble.as_ref(), "no new certificate", "certificates are issued again");
-    if now.credentials_dead && !before.credentials_dead {
-        warn!("neither certificate nor token is accepted any more; the token file is being watched");
-    }
 }
 
 /// Warns when a trouble begins or becomes another kind, informs when it ends.
@@ -88,6 +86,8 @@ fn say_registration(before: &Registration, now: &Registration) {
         }
         (Lost { trouble: old, .. } | Parked { trouble: old, .. }, Lost { trouble, .. } | Parked { trouble, .. })
             if old.kind == trouble.kind => {}
+        // The identity has said it already, and one line is enough.
+        (_, Lost { trouble, .. }) if trouble.kind == "credentials_dead" => {}
         (_, Lost { entry, trouble }) => {
             let what = if matches!(before, Registered { .. }) {
                 "session lost, resuming"
@@ -109,7 +109,7 @@ fn say_registration(before: &Registration, now: &Registration) {
     }
 }
 
-fn say_membership(before: &Membership, now: &Membership) {
+fn say_membership(before: &Membership, now: &Membership, said: &mut Option<String>) {
     if before == now {
         return;
     }
@@ -123,9 +123,10 @@ fn say_membership(before: &Membership, now: &Membership) {
             let services = selection.services.join(", ");
             let tls = if selection.tls == Some(true) { "mutual TLS" } else { "plain text" };
             info!(services, tls, "listed in the mesh");
-            if let Some(mismatch) = &selection.mismatch {
+            if let Some(mismatch) = selection.mismatch.as_ref().filter(|mismatch| Some(*mismatch) != said.as_ref()) {
                 warn!(cause = mismatch, "the mesh and the application do not speak the same");
             }
+            said.clone_from(&selection.mismatch);
         }
         Membership::Withheld(selection) => {
             let services = selection.services.join(", ");

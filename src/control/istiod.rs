@@ -7,7 +7,7 @@ mod refusal;
 mod session;
 
 use super::{
-    ControlPlane, Credential, Error, Post,
+    ControlPlane, Credential, Error, Post, Signed,
     credential::Rung,
     link::{Link, text},
 };
@@ -186,7 +186,7 @@ fn origin(authority: &Authority) -> http::Uri {
 }
 
 impl ControlPlane for Istiod {
-    async fn sign(&self, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
+    async fn sign(&self, csr: &Csr, ttl: Duration) -> Result<Signed, Error> {
         ca::sign(self, csr, ttl).await
     }
 

@@ -177,7 +177,7 @@ fn fix(error: &rustls::Error) -> &'static str {
     }
 }
 
-/// An error with its causes on one line.
+/// An error with its causes on one line, without the pointers to documentation that the TLS library adds.
 pub(crate) fn text(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -188,7 +188,10 @@ pub(crate) fn text(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    text
+    match text.find(": https://docs.rs") {
+        Some(cut) => text[..cut].to_owned(),
+        None => text,
+    }
 }
 
 /// One connection as a service. It never dials again by itself.

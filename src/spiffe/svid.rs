@@ -75,6 +75,9 @@ pub enum SvidError {
     /// An element is no PEM certificate.
     #[error("the certificate chain cannot be read: {0}")]
     Unreadable(String),
+    /// The last element holds certificates, but none that signed itself: the answer was cut off before its roots.
+    #[error("the answer ends before the roots: none of the certificates at its end is self-signed")]
+    Rootless,
     /// The last element holds no root.
     #[error("root bundle: {0}")]
     Roots(#[from] BundleError),
@@ -96,8 +99,7 @@ pub enum SvidError {
     #[error("the certificate does not verify: {0}")]
     Chain(webpki::Error),
     /// The leaf is not valid on our clock.
-    #[error("the certificate is valid from {} to {}, but it is {} here: check the clocks",
-        humantime::format_rfc3339_seconds(*.not_before), humantime::format_rfc3339_seconds(*.not_after), humantime::format_rfc3339_seconds(*.now))]
+    #[error("{}", out_of_validity(*.not_before, *.not_after, *.now))]
     Validity {
         /// Start of validity.
         not_before: SystemTime,
@@ -109,6 +111,15 @@ pub enum SvidError {
     /// The key cannot be read.
     #[error(transparent)]
     Key(#[from] KeyError),
+}
+
+fn out_of_validity(not_before: SystemTime, not_after: SystemTime, now: SystemTime) -> String {
+    let [not_before_text, not_after, now_text] = [not_before, not_after, now].map(humantime::format_rfc3339_seconds);
+    if now < not_before {
+        format!("the certificate is valid from {not_before_text}, but it is {now_text} here: check the clocks")
+    } else {
+        format!("the certificate expired at {not_after}, and it is {now_text} here")
+    }
 }
 
 /// A certificate with its key: leaf and intermediates, without the root. It was verified when it was made.
@@ -209,7 +220,8 @@ pub struct X509Context {
 }
 
 impl X509Context {
-    /// Reads an answer of `CreateCertificate`: leaf, intermediates (each its own element, or several in one, as istiod
+    /// Reads an answer of `CreateCertificate`, which must come over a connection whose server was verified by the roots
+    /// in force: that is what makes the roots in the answer ours. Leaf, intermediates (each its own element, or several in one, as istiod
     /// up to 1.25 sent them), root bundle. Roots that are repeated among the intermediates are left out of the chain.
     ///
     /// # Errors
@@ -223,6 +235,9 @@ impl X509Context {
         let [chain @ .., roots] = elements else { return Err(SvidError::ShortChain(0)) };
         if chain.is_empty() {
             return Err(SvidError::ShortChain(1));
+        }
+        if !X509Bundle::from_pem(roots)?.roots().any(|der| is_self_issued(&der)) {
+            return Err(SvidError::Rootless);
         }
         Self::from_pem(id, key, &chain.join("\n"), roots, now, now)
     }
@@ -249,6 +264,10 @@ impl X509Context {
         let svid = X509Svid::new(id, key, chain, &bundle, now)?;
         Ok(Arc::new(Self { svid, bundle, received }))
     }
+}
+
+fn is_self_issued(der: &CertificateDer<'_>) -> bool {
+    X509Certificate::from_der(der).is_ok_and(|(_, cert)| cert.subject() == cert.issuer())
 }
 
 /// Every URI among the subject alternative names.

@@ -1,4 +1,6 @@
 //! Integration tests: one binary, real sockets, real TLS.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod address;
 mod admin;
 mod architecture;

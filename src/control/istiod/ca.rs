@@ -2,7 +2,7 @@
 
 use super::{Istiod, origin};
 use crate::{
-    control::{Error, link::Link},
+    control::{Error, Signed, credential::Rung, link::Link},
     proto::istio::v1::auth::{
         IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
     },
@@ -23,22 +23,23 @@ const WAITS: [Duration; 4] =
     [Duration::from_millis(100), Duration::from_millis(200), Duration::from_millis(400), Duration::from_millis(800)];
 
 /// One round: up to five attempts with the same request, only after errors that a moment may mend.
-pub(super) async fn sign(istiod: &Istiod, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
+pub(super) async fn sign(istiod: &Istiod, csr: &Csr, ttl: Duration) -> Result<Signed, Error> {
     let endpoint = &istiod.workload.ca;
-    for wait in WAITS {
+    let mut waits = WAITS.iter();
+    loop {
         let rungs = istiod.credential.rungs(istiod.clock.now());
-        match istiod.climb(endpoint, rungs, false, |link| create(istiod, link, csr, ttl)).await {
+        let error = match istiod.climb(endpoint, rungs, false, |link| create(istiod, link, csr, ttl)).await {
             Ok(reached) => return Ok(reached.value),
-            Err(error) if is_passing(&error) => {
+            Err(error) => error,
+        };
+        match waits.next().filter(|_| is_passing(&error)) {
+            Some(wait) => {
                 tracing::debug!(cause = %error, "certificate request failed, trying again in this round");
                 sleep(between(wait.mul_f64(0.9), wait.mul_f64(1.1))).await;
             }
-            Err(error) => return Err(error),
+            None => return Err(error),
         }
     }
-    let rungs = istiod.credential.rungs(istiod.clock.now());
-    let reached = istiod.climb(endpoint, rungs, false, |link| create(istiod, link, csr, ttl)).await?;
-    Ok(reached.value)
 }
 
 /// ResourceExhausted, Aborted, Internal, Unavailable, or nobody there: what Istio's agent retries in effect.
@@ -52,7 +53,7 @@ fn is_passing(error: &Error) -> bool {
     }
 }
 
-async fn create(istiod: &Istiod, link: Arc<Link>, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
+async fn create(istiod: &Istiod, link: Arc<Link>, csr: &Csr, ttl: Duration) -> Result<Signed, Error> {
     // Istio's agent always sends the key; an empty signer is the built-in one.
     let signer = Value { kind: Some(Kind::StringValue(String::new())) };
     let message = IstioCertificateRequest {
@@ -64,7 +65,13 @@ async fn create(istiod: &Istiod, link: Arc<Link>, csr: &Csr, ttl: Duration) -> R
     let mut client = IstioCertificateServiceClient::with_origin(link.channel(), origin(&link.endpoint.authority))
         .max_decoding_message_size(MAX_ANSWER);
     match timeout(DEADLINE, client.create_certificate(request)).await {
-        Ok(Ok(answer)) => Ok(answer.into_inner().cert_chain),
+        Ok(Ok(answer)) => {
+            let accepted = match &link.rung {
+                Rung::Pair(context) => Some(context.clone()),
+                Rung::Token => None,
+            };
+            Ok(Signed { chain: answer.into_inner().cert_chain, accepted })
+        }
         Ok(Err(status)) => Err(istiod.failure(CALL, &link, status).await),
         Err(_) => Err(Error::Timeout { call: CALL, address: link.address(), within: DEADLINE }),
     }
