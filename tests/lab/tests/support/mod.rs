@@ -9,7 +9,7 @@ use http::{HeaderMap, Request};
 use prost::Message;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, RootCertStore, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tokio::{net::TcpStream, time::timeout};
@@ -57,13 +57,22 @@ pub(crate) struct Ended {
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr, root_pem: &str, pair: Option<&Pair>) -> std::io::Result<Self> {
+        Self::connect_with(address, root_pem, pair, rustls::DEFAULT_VERSIONS).await
+    }
+
+    pub(crate) async fn connect_with(
+        address: SocketAddr,
+        root_pem: &str,
+        pair: Option<&Pair>,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> std::io::Result<Self> {
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
             roots.add(root.unwrap()).unwrap();
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots);
         let mut config = match pair {
