@@ -39,6 +39,8 @@ pub enum Fault {
     DropStreams,
     /// Cuts every connection now, without GOAWAY or trailers. Happens once; the port stays open.
     DropConnections,
+    /// Health reports are written this late, and not at all if their stream has ended by then: a close overtakes them.
+    SlowReports(Duration),
     /// This many registrations are refused with the API server's write conflict.
     Conflict(u32),
     /// A registration within this time of its entry's disconnect meets the write conflict: istiod's own race.
@@ -111,7 +113,7 @@ impl Faults {
 #[error("{0:?} is no fault; one of {names}, some with a value as in short-life=3s, conflict=2, admission=1.5", names = NAMES.join(" "))]
 pub struct UnknownFault(String);
 
-const NAMES: [&str; 25] = [
+const NAMES: [&str; 26] = [
     "ca-down",
     "ca-hangs",
     "ca-refuses=CODE",
@@ -125,6 +127,7 @@ const NAMES: [&str; 25] = [
     "api-server-down[=TIME]",
     "drop-streams",
     "drop-connections",
+    "slow-reports=TIME",
     "conflict=N",
     "conflict-window=TIME",
     "no-group",
@@ -161,6 +164,7 @@ impl FromStr for Fault {
             "api-server-down" => Self::ApiServerDown(if value.is_some() { time()? } else { Duration::ZERO }),
             "drop-streams" => Self::DropStreams,
             "drop-connections" => Self::DropConnections,
+            "slow-reports" => Self::SlowReports(time()?),
             "conflict" => Self::Conflict(number()?.unsigned_abs()),
             "conflict-window" => Self::ConflictWindow(time()?),
             "no-group" => Self::NoGroup,

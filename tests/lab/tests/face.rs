@@ -321,3 +321,89 @@ async fn an_error_detail_without_subscription_takes_istiod_down() {
     lab.until(LIMIT, |e| matches!(e.what, What::Crashed { .. })).await.unwrap();
     lab.restart().await;
 }
+
+#[tokio::test]
+async fn who_pings_too_much_is_sent_away() {
+    let lab = lab().await;
+    let mut client = connect(&lab).await;
+    for _ in 0..4 {
+        assert!(lab.events().iter().all(|e| !matches!(e.what, What::Goaway { .. })));
+        client.pings.ping(h2::Ping::opaque()).await.unwrap();
+    }
+    lab.until(LIMIT, |e| matches!(&e.what, What::Goaway { reason, .. } if reason == "too_many_pings"))
+        .await
+        .expect("no stream is open");
+    let error = tokio::time::timeout(LIMIT, client.closed).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
+}
+
+#[tokio::test]
+async fn however_a_stream_ends_its_entry_is_marked_and_then_deleted() {
+    for way in ["half-close", "reset", "cut"] {
+        let lab = lab().await;
+        let client = connect(&lab).await;
+        let mut stream = client.register(&token(&lab), &first("127.0.0.1", &NODE, &["x"])).await;
+        stream.next_delta().await;
+        match way {
+            "half-close" => stream.half_close(),
+            "reset" => stream.body.send_reset(h2::Reason::CANCEL),
+            _ => client.closed.abort(),
+        }
+        let marked = lab.until(Duration::from_millis(250), |e| matches!(e.what, What::EntryDisconnected { .. })).await;
+        assert!(marked.is_some(), "{way}: {:?}", lab.events());
+        lab.until(LIMIT, |e| matches!(e.what, What::EntryDeleted { .. })).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn endpoints_are_those_of_the_recorded_table() {
+    let lab = lab().await;
+    let client = connect(&lab).await;
+    let listed = async |wanted: bool| {
+        eventually("the table holds", || lab.listed("payments.example.com").is_empty() != wanted).await
+    };
+    let mut with = client.register(&token(&lab), &with_probe(first("127.0.0.1", &NODE, &["x"]))).await;
+    with.next_delta().await;
+    assert!(lab.listed("payments.example.com").is_empty(), "no report yet");
+    for (report, wanted) in [(None, true), (Some("x"), false), (None, true)] {
+        with.send(&health(report));
+        listed(wanted).await;
+    }
+    with.half_close();
+    with.end().await;
+    assert!(!lab.listed("payments.example.com").is_empty(), "inside the grace");
+    listed(false).await;
+    let mut without = client.register(&token(&lab), &first("127.0.0.2", &NODE, &["x"])).await;
+    without.next_delta().await;
+    listed(true).await;
+    let mark = lab.mark();
+    without.send(&health(Some("x")));
+    lab.until_since(mark, LIMIT, |e| matches!(e.what, What::Health { lost: false, .. })).await.unwrap();
+    assert!(!lab.listed("payments.example.com").is_empty(), "no probe, so a report changes nothing");
+    assert_eq!(lab.entry("vms", "payments-127.0.0.2").unwrap().healthy(), Some(false));
+}
+
+#[tokio::test]
+async fn a_close_overtakes_a_report() {
+    let lab = lab().await;
+    let client = connect(&lab).await;
+    let mut stream = client.register(&token(&lab), &first("127.0.0.1", &NODE, &["x"])).await;
+    stream.next_delta().await;
+    lab.inject(Fault::SlowReports(Duration::from_millis(50)));
+    stream.send(&health(Some("leaving")));
+    stream.half_close();
+    lab.until(LIMIT, |e| matches!(e.what, What::Health { lost: true, .. })).await.expect("lost");
+}
+
+#[tokio::test]
+async fn a_group_that_comes_back_gets_its_connected_entries_back() {
+    let lab = lab().await;
+    let client = connect(&lab).await;
+    client.register(&token(&lab), &first("127.0.0.1", &NODE, &["x"])).await.next_delta().await;
+    let mut stream = client.register(&token(&lab), &first("127.0.0.1", &NODE, &["x"])).await;
+    stream.next_delta().await;
+    lab.remove_group("vms", "payments");
+    assert!(lab.entries().is_empty());
+    lab.add_group(group());
+    assert_eq!(lab.entries().len(), 1);
+}

@@ -7,7 +7,7 @@ use std::{
 
 use rcgen::KeyPair;
 
-use super::{Caller, Istiod};
+use super::{Istiod, admission::Caller};
 use crate::{
     ca::{Issued, Leaf},
     csr::Csr,

@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use h2::{RecvStream, SendStream, client::SendRequest};
+use h2::{PingPong, RecvStream, SendStream, client::SendRequest};
 use http::{HeaderMap, Request};
 use prost::Message;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
@@ -43,6 +43,7 @@ pub(crate) struct Pair {
 /// A connection.
 pub(crate) struct Client {
     pub(crate) requests: SendRequest<Bytes>,
+    pub(crate) pings: PingPong,
     /// Ends when the connection does, with what h2 says of it.
     pub(crate) closed: tokio::task::JoinHandle<Result<(), h2::Error>>,
 }
@@ -86,8 +87,9 @@ impl Client {
         let tcp = TcpStream::connect(address).await?;
         let tls =
             TlsConnector::from(Arc::new(config)).connect("istiod.istio-system.svc".try_into().unwrap(), tcp).await?;
-        let (requests, connection) = h2::client::handshake(tls).await.map_err(std::io::Error::other)?;
-        Ok(Self { requests, closed: tokio::spawn(connection) })
+        let (requests, mut connection) = h2::client::handshake(tls).await.map_err(std::io::Error::other)?;
+        let pings = connection.ping_pong().unwrap();
+        Ok(Self { requests, pings, closed: tokio::spawn(connection) })
     }
 
     pub(crate) async fn call(&self, path: &str, headers: &[(&str, &str)]) -> Call {
