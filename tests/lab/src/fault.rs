@@ -183,3 +183,23 @@ impl FromStr for Fault {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_that_is_offered_is_understood() {
+        for name in NAMES {
+            let text = name
+                .replace("[=TIME]", "")
+                .replace("TIME", "3s")
+                .replace("CODE", "14")
+                .replace("MIB", "9")
+                .replace('N', "2");
+            assert!(text.parse::<Fault>().is_ok(), "{text}");
+            assert!(text.replace('-', "_").parse::<Fault>().is_ok(), "{text}");
+        }
+        assert!("conflict".parse::<Fault>().is_err() && "short-life=soon".parse::<Fault>().is_err());
+    }
+}

@@ -10,7 +10,7 @@ use support::{
     CDS, Call, Client, LIMIT, Pair, csr, eventually, first, health, pair,
     proto::envoy::{
         config::endpoint::v3::ClusterLoadAssignment,
-        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse},
     },
     with_probe,
 };
@@ -406,4 +406,51 @@ async fn a_group_that_comes_back_gets_its_connected_entries_back() {
     assert!(lab.entries().is_empty());
     lab.add_group(group());
     assert_eq!(lab.entries().len(), 1);
+}
+
+#[tokio::test]
+async fn state_of_the_world_is_acknowledged_and_pushed() {
+    let lab = lab().await;
+    let client = connect(&lab).await;
+    let mut stream = client.call(support::SOTW, &[("authorization", &format!("Bearer {}", token(&lab)))]).await;
+    let node = first("127.0.0.1", &NODE, &[]).node;
+    let names = vec!["outbound|80||payments.example.com".to_owned()];
+    let ask = |nonce: &str, names: &[String]| DiscoveryRequest {
+        type_url: support::EDS.to_owned(),
+        resource_names: names.to_vec(),
+        response_nonce: nonce.to_owned(),
+        ..Default::default()
+    };
+    stream.send(&DiscoveryRequest { node, ..ask("", &names) });
+    let count = |answer: &DiscoveryResponse| {
+        ClusterLoadAssignment::decode(&*answer.resources[0].value).unwrap().endpoints.len()
+    };
+    let answer: DiscoveryResponse = stream.next().await.unwrap();
+    assert_eq!(count(&answer), 0);
+    stream.send(&ask(&answer.nonce, &names));
+    let push: DiscoveryResponse = stream.next().await.unwrap();
+    assert_eq!(count(&push), 1);
+    stream.send(&ask("stale", &["other".to_owned()]));
+    stream.send(&ask(&push.nonce, &[names[0].clone(), "more".to_owned()]));
+    let more: DiscoveryResponse = stream.next().await.unwrap();
+    assert_eq!((more.resources.len(), count(&more)), (1, 0));
+    stream.send(&ask("", &names));
+    assert_eq!(count(&stream.next().await.unwrap()), 1, "no nonce: everything again");
+}
+
+#[tokio::test]
+async fn roots_are_pushed_to_who_subscribes_if_the_mesh_has_several() {
+    let lab = Lab::builder().group(group()).debounce(Duration::from_millis(20)).multiroot(true).spawn().await.unwrap();
+    let client = connect(&lab).await;
+    let pcds = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig";
+    let mut stream = client
+        .register(&token(&lab), &DeltaDiscoveryRequest { type_url: pcds.to_owned(), ..first("127.0.0.1", &NODE, &[]) })
+        .await;
+    let roots = |answer: DeltaDiscoveryResponse| {
+        let config = &answer.resources[0].resource.as_ref().unwrap().value;
+        support::proto::istio::mesh::v1alpha1::ProxyConfig::decode(&**config).unwrap().ca_certificates_pem.len()
+    };
+    assert_eq!(roots(stream.next_delta().await), 1);
+    lab.ca().rotate_root(true).unwrap();
+    assert_eq!(roots(stream.next_delta().await), 2);
 }

@@ -1,7 +1,7 @@
 //! From streams to entries: what a connect, a report and a disconnect do to the store.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -88,8 +88,19 @@ impl Istiod {
             let text = format!("WorkloadEntry.networking.istio.io {:?} is invalid: {cause}", entry.name);
             Status::new(code::UNKNOWN, creation(text))
         })?;
-        self.log.push(What::EntryCreated { entry: entry.key(), uid: entry.uid.clone() });
-        self.mesh.store.write(|s| s.entries.insert(lease.key.clone(), entry));
+        let (name, uid) = (entry.key(), entry.uid.clone());
+        let created = self.mesh.store.write(|s| match s.entries.entry(lease.key.clone()) {
+            Entry::Vacant(place) => Some(_ = place.insert(entry)),
+            Entry::Occupied(_) => None,
+        });
+        // Somebody else was faster by a hair.
+        created.ok_or_else(|| {
+            Status::new(
+                code::UNKNOWN,
+                creation(format!("workloadentries.networking.istio.io {:?} already exists", lease.key.1)),
+            )
+        })?;
+        self.log.push(What::EntryCreated { entry: name, uid });
         Ok(())
     }
 
