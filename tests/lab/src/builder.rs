@@ -28,7 +28,7 @@ pub struct LabBuilder {
     listen: SocketAddr,
     settings: Settings,
     names: Vec<String>,
-    intermediate: bool,
+    intermediates: usize,
     shared: Option<Arc<Mesh>>,
     kept: Option<PathBuf>,
 }
@@ -55,7 +55,7 @@ impl Default for LabBuilder {
                 admission: 100.0,
             },
             names: ["istiod", "istiod-remote", "istio-pilot"].iter().map(|n| format!("{n}.istio-system.svc")).collect(),
-            intermediate: true,
+            intermediates: 1,
             shared: None,
             kept: None,
         }
@@ -153,9 +153,9 @@ impl LabBuilder {
         self
     }
 
-    /// Whether the CA signs with an intermediate (the default) or with its root.
-    pub fn intermediate(mut self, yes: bool) -> Self {
-        self.intermediate = yes;
+    /// How many intermediates are between root and leaf; default one, none as with istiod's self-signed CA.
+    pub fn intermediates(mut self, number: usize) -> Self {
+        self.intermediates = number;
         self
     }
 
@@ -183,7 +183,7 @@ impl LabBuilder {
             (Some(mesh), _) => Arc::clone(mesh),
             (None, Some(dir)) if dir.join("mesh.json").exists() => Arc::new(Mesh::load(dir)?),
             (None, kept) => {
-                let ca = Ca::generate(&self.trust_domain, self.names, self.intermediate)?;
+                let ca = Ca::generate(&self.trust_domain, self.names, self.intermediates)?;
                 let mesh = Mesh {
                     trust_domain: self.trust_domain,
                     cluster: self.cluster,

@@ -52,7 +52,7 @@ pub use builder::LabBuilder;
 pub use bundle::{BundleOptions, Files};
 pub use ca::Ca;
 pub use event::{Credential, Event, Outcome, What};
-pub use fault::{Fault, UnknownFault};
+pub use fault::{Fault, Shape, UnknownFault};
 pub use group::{Group, GroupError, Service, Spec};
 pub use store::{Condition, WorkloadEntry};
 

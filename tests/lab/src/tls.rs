@@ -54,7 +54,7 @@ impl ResolvesServerCert for Serving {
             return ca.serving_as(&["somebody-else.istio-system.svc".to_owned()]);
         }
         if faults.has(Fault::WrongServerRoot) {
-            return ca::Ca::generate("cluster.local", ca.names().to_vec(), true).ok().map(|other| other.serving());
+            return ca::Ca::generate("cluster.local", ca.names().to_vec(), 1).ok().map(|other| other.serving());
         }
         Some(ca.serving())
     }

@@ -14,7 +14,7 @@ use support::{
     },
     with_probe,
 };
-use we_lab::{Credential, Fault, Group, Lab, Outcome, Service, What};
+use we_lab::{Credential, Fault, Group, Lab, Outcome, Service, Shape, What};
 
 const NODE: [(&str, &str); 3] = [("NAMESPACE", "vms"), ("SERVICE_ACCOUNT", "sa"), ("AUTO_REGISTER_GROUP", "payments")];
 const HOUR: Duration = Duration::from_secs(3600);
@@ -266,6 +266,10 @@ async fn faults_of_the_ca() {
     lab.inject(Fault::ShortChain);
     assert_eq!(sign().await.unwrap().len(), 1);
     lab.heal_all();
+    lab.inject(Fault::Chain(Shape::RootTwice));
+    let chain = sign().await.unwrap();
+    assert!(chain.len() == 4 && chain[2] == chain[3]);
+    lab.heal_all();
     let mut call: Call = client.call(support::CREATE, &[]).await;
     lab.inject(Fault::CaHangs);
     call.send_bytes(&[]);
@@ -273,6 +277,8 @@ async fn faults_of_the_ca() {
     lab.heal_all();
     lab.ca().rotate_root(true).unwrap();
     assert_eq!(sign().await.unwrap()[2].matches("BEGIN").count(), 2);
+    lab.inject(Fault::Chain(Shape::SplitRoots));
+    assert_eq!(sign().await.unwrap().len(), 4);
     assert_eq!(lab.ca().root_pem().matches("BEGIN").count(), 2);
 }
 

@@ -17,7 +17,7 @@ use crate::support::{
 
 #[tokio::test]
 async fn requests_are_signed_and_refused_as_recorded() {
-    let lab = Lab::builder().intermediate(false).spawn().await.unwrap();
+    let lab = Lab::builder().intermediates(0).spawn().await.unwrap();
     let left_out = [("key-p224", "the lab's cryptography has no P-224")];
     for case in cases("ca/csr.json", "id", &left_out) {
         let token = lab.token("ca", "vm", Duration::from_secs(3600)).unwrap();
@@ -29,7 +29,7 @@ async fn requests_are_signed_and_refused_as_recorded() {
 async fn credentials_count_as_recorded() {
     let left_out = [("sa-deleted-0s", "istiod's cache of ten seconds: the lab refuses a deleted account at once")];
     for case in cases("ca/auth.json", "id", &left_out) {
-        let lab = Lab::builder().intermediate(case["ca"] != "self-signed").spawn().await.unwrap();
+        let lab = Lab::builder().intermediates(intermediates(&case)).spawn().await.unwrap();
         let headers = headers(&lab, &case);
         compare(&lab, None, &case, &headers).await;
     }
@@ -44,7 +44,7 @@ async fn client_certificates_count_as_recorded() {
     for case in cases("ca/clientcert.json", "id", &left_out) {
         let id = case["id"].as_str().unwrap();
         let kept = tempfile::tempdir().unwrap();
-        let lab = Lab::builder().intermediate(case["ca"] != "self-signed").keep(kept.path()).spawn().await.unwrap();
+        let lab = Lab::builder().intermediates(intermediates(&case)).keep(kept.path()).spawn().await.unwrap();
         let presented = presented(&lab, id, &read_kept(kept.path())).await;
         if id == "sa-deleted-cert-renews" {
             lab.delete_service_account("ca", "gone");
@@ -78,6 +78,25 @@ async fn client_certificates_count_as_recorded() {
     );
 }
 
+#[tokio::test]
+async fn chains_have_the_recorded_elements() {
+    for case in cases("ca/chain.json", "id", &[]) {
+        let lab = Lab::builder().intermediates(intermediates(&case)).spawn().await.unwrap();
+        if case["ca"].as_str().unwrap().ends_with("both") {
+            lab.ca().add_root().unwrap();
+        }
+        let presented =
+            if case["request"]["client_cert"].is_null() { None } else { Some(issued(&lab, "vm", "vm-sa").await) };
+        let headers = headers(&lab, &case);
+        compare(&lab, presented.as_ref(), &case, &headers).await;
+    }
+}
+
+/// A CA that was plugged in had a root, an intermediate of the company's, and istiod's.
+fn intermediates(case: &Value) -> usize {
+    if case["ca"] == "self-signed" { 0 } else { 2 }
+}
+
 /// Sends the recorded request and compares the answer with the recorded one.
 async fn compare(lab: &Lab, pair: Option<&Pair>, case: &Value, headers: &[(String, String)]) {
     let id = &case["id"];
@@ -100,8 +119,14 @@ async fn compare(lab: &Lab, pair: Option<&Pair>, case: &Value, headers: &[(Strin
     assert_eq!((i64::from(end.code), end.message.as_str()), (code, message), "{id}");
     assert_eq!(end.trailers_only, code != 0, "{id}");
     let Some(answer) = answer else { return };
-    let elements = if case["ca"] == "self-signed" { 2 } else { 3 };
-    assert_eq!(answer.cert_chain.len(), elements, "{id}");
+    let blocks =
+        |elements: &mut dyn Iterator<Item = &str>| elements.map(|e| e.matches("BEGIN").count()).collect::<Vec<_>>();
+    let recorded = &mut case["response"]["cert_chain"].as_array().unwrap().iter().map(|e| e.as_str().unwrap());
+    assert_eq!(
+        blocks(&mut answer.cert_chain.iter().map(String::as_str)),
+        blocks(recorded),
+        "{id}: certificates in each element"
+    );
     assert!(answer.cert_chain.iter().all(|e| e.ends_with('\n')), "{id}");
     assert_eq!(*answer.cert_chain.last().unwrap(), lab.root_pem(), "{id}");
     let der = CertificateDer::from_pem_slice(answer.cert_chain[0].as_bytes()).unwrap();
@@ -242,7 +267,7 @@ async fn issued(lab: &Lab, namespace: &str, account: &str) -> Pair {
 }
 
 fn signed(kept: &Value, names: Vec<SanType>) -> Pair {
-    let text = |key: &str| kept["ca"]["intermediate"][key].as_str().unwrap().to_owned();
+    let text = |key: &str| kept["ca"]["intermediates"][0][key].as_str().unwrap().to_owned();
     let mut subject = CertificateParams::default();
     subject.distinguished_name = DistinguishedName::new();
     subject.distinguished_name.push(DnType::OrganizationName, "cluster.local");
@@ -252,15 +277,15 @@ fn signed(kept: &Value, names: Vec<SanType>) -> Pair {
     params.subject_alt_names = names;
     let key = KeyPair::generate().unwrap();
     let leaf = params.signed_by(&key, &issuer).unwrap();
-    Pair {
-        chain: vec![leaf.der().clone(), CertificateDer::from_pem_slice(text("certificate").as_bytes()).unwrap()],
-        key,
-    }
+    let authorities = kept["ca"]["intermediates"].as_array().unwrap().iter();
+    let issuers =
+        authorities.map(|a| CertificateDer::from_pem_slice(a["certificate"].as_str().unwrap().as_bytes()).unwrap());
+    Pair { chain: [leaf.der().clone()].into_iter().chain(issuers).collect(), key }
 }
 
 #[test]
 fn recordings_hold_no_private_key() {
-    for file in ["csr", "auth", "clientcert"] {
+    for file in ["csr", "auth", "clientcert", "chain"] {
         assert!(!read(&format!("ca/{file}.json")).contains("PRIVATE KEY"), "{file}");
     }
 }
