@@ -460,3 +460,26 @@ async fn roots_are_pushed_to_who_subscribes_if_the_mesh_has_several() {
     lab.ca().rotate_root(true).unwrap();
     assert_eq!(roots(stream.next_delta().await), 2);
 }
+
+#[tokio::test]
+async fn after_a_live_change_of_the_root_new_certificates_count_only_from_the_next_start() {
+    let lab = lab().await;
+    let older = identity(&lab).await;
+    lab.ca().rotate_intermediate().unwrap();
+    let renewed = identity(&lab).await;
+    Client::connect(lab.address(), &lab.root_pem(), Some(&renewed))
+        .await
+        .unwrap()
+        .sign(None, &csr("spiffe://x/y").1, 0)
+        .await
+        .unwrap();
+    lab.ca().add_root().unwrap();
+    lab.ca().rotate_root(true).unwrap();
+    let newer = identity(&lab).await;
+    refused(&lab, &newer, "UnknownIssuer").await;
+    let client = Client::connect(lab.address(), &lab.root_pem(), Some(&older)).await.unwrap();
+    client.sign(None, &csr("spiffe://x/y").1, 0).await.unwrap();
+    lab.restart().await;
+    let client = Client::connect(lab.address(), &lab.root_pem(), Some(&newer)).await.unwrap();
+    client.sign(None, &csr("spiffe://x/y").1, 0).await.unwrap();
+}
