@@ -13,7 +13,7 @@ use std::{
 
 use serde_json::{Map, Value, json};
 
-use crate::{Error, mesh::Mesh, store::Group, token::AUDIENCE, yaml};
+use crate::{Error, group::Group, mesh::Mesh, token::AUDIENCE, yaml};
 
 /// What istioctl would be told on its command line, and find in the cluster.
 #[derive(Clone)]

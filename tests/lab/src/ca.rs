@@ -35,9 +35,12 @@ pub struct Ca {
 }
 
 struct State {
-    /// The last one is the one in use; the others are kept in the bundle.
+    /// The last one is the one in use; the others are in the bundle.
     roots: Vec<Authority>,
-    intermediate: Option<Authority>,
+    /// In the bundle, and the next to be used.
+    coming: Option<Authority>,
+    /// From the one that signs up to the one under the root.
+    intermediates: Vec<Authority>,
     /// Serial number of each leaf that was issued, and its place in the row.
     issued: HashMap<String, u64>,
     serving: Arc<CertifiedKey>,
@@ -75,44 +78,58 @@ pub(crate) struct Leaf<'a> {
 
 impl Ca {
     /// A new CA for a trust domain. `names` are the DNS names of the serving certificate.
-    pub(crate) fn generate(domain: &str, names: Vec<String>, with_intermediate: bool) -> Result<Self, Error> {
+    pub(crate) fn generate(domain: &str, names: Vec<String>, intermediates: usize) -> Result<Self, Error> {
         let root = Authority::root(domain, 1)?;
-        let intermediate = if with_intermediate { Some(root.intermediate(domain, 2)?) } else { None };
-        let serving = serve(&root, intermediate.as_ref(), &names)?;
-        let state = State { roots: vec![root], intermediate, issued: HashMap::new(), serving, made: 2 };
+        let mut made = 1;
+        let intermediates = root.chain(intermediates, &mut made)?;
+        let serving = serve(&root, &intermediates, &names)?;
+        let state = State { roots: vec![root], coming: None, intermediates, issued: HashMap::new(), serving, made };
         Ok(Self { domain: domain.to_owned(), names, state: Mutex::new(state), changes: watch::Sender::default() })
     }
 
     /// The bundle of roots, PEM: what `istio-ca-root-cert` holds and each chain ends in.
     pub fn root_pem(&self) -> String {
-        self.lock().roots.iter().map(|r| r.pem.as_str()).collect()
+        self.root_pems().concat()
     }
 
-    /// A new intermediate under the same root signs from now on.
+    /// New intermediates (one, if there was none) under the same root sign from now on.
     pub fn rotate_intermediate(&self) -> Result<(), Error> {
         let mut state = self.lock();
-        let made = state.made + 1;
-        if let Some(root) = state.roots.last() {
-            let intermediate = root.intermediate(&self.domain, made)?;
-            state.serving = serve(root, Some(&intermediate), &self.names)?;
-            state.intermediate = Some(intermediate);
-            state.made = made;
-        }
+        let mut made = state.made;
+        let root = state.roots.last().ok_or(Error::Key("the CA"))?;
+        let intermediates = root.chain(state.intermediates.len().max(1), &mut made)?;
+        state.serving = serve(root, &intermediates, &self.names)?;
+        (state.intermediates, state.made) = (intermediates, made);
         self.changes.send_replace(());
         Ok(())
     }
 
-    /// A new root (and intermediate, if there was one) is in use from now on. With `overlap` the old roots stay in the
-    /// bundle until [`drop_old_roots`](Self::drop_old_roots). As with a live istiod, client certificates go on
-    /// to be checked against the roots that each instance started with.
+    /// Puts a new root into the bundle, which signs nothing until [`rotate_root`](Self::rotate_root): the first step
+    /// of a rotation without a gap.
+    pub fn add_root(&self) -> Result<(), Error> {
+        let mut state = self.lock();
+        state.made += 1;
+        state.coming = Some(Authority::root(&self.domain, state.made)?);
+        self.changes.send_replace(());
+        Ok(())
+    }
+
+    /// A new root, the added one if there is one, is in use from now on, with as many intermediates as before. With
+    /// `overlap` the old roots stay in the bundle until [`drop_old_roots`](Self::drop_old_roots). As with a live
+    /// istiod, client certificates go on to be checked against the roots that each instance started with.
     pub fn rotate_root(&self, overlap: bool) -> Result<(), Error> {
         let mut state = self.lock();
-        let root = Authority::root(&self.domain, state.made + 1)?;
-        let intermediate =
-            if state.intermediate.is_some() { Some(root.intermediate(&self.domain, state.made + 2)?) } else { None };
-        state.made += 2;
-        state.serving = serve(&root, intermediate.as_ref(), &self.names)?;
-        state.intermediate = intermediate;
+        let mut made = state.made;
+        let root = match state.coming.take() {
+            Some(root) => root,
+            None => {
+                made += 1;
+                Authority::root(&self.domain, made)?
+            }
+        };
+        let intermediates = root.chain(state.intermediates.len(), &mut made)?;
+        state.serving = serve(&root, &intermediates, &self.names)?;
+        (state.intermediates, state.made) = (intermediates, made);
         if !overlap {
             state.roots.clear();
         }
@@ -131,7 +148,7 @@ impl Ca {
 
     /// Each root by itself, PEM.
     pub(crate) fn root_pems(&self) -> Vec<String> {
-        self.lock().roots.iter().map(|r| r.pem.clone()).collect()
+        self.lock().bundle().map(|r| r.pem.clone()).collect()
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<()> {
@@ -139,13 +156,14 @@ impl Ca {
     }
 
     pub(crate) fn roots(&self) -> Vec<CertificateDer<'static>> {
-        self.lock().roots.iter().map(|r| r.der.clone()).collect()
+        self.lock().bundle().map(|r| r.der.clone()).collect()
     }
 
     /// What follows the leaf in an answer: each intermediate, then the bundle of roots as one element.
     pub(crate) fn issuers(&self) -> Vec<String> {
-        let intermediate = self.lock().intermediate.as_ref().map(|i| i.pem.clone());
-        intermediate.into_iter().chain([self.root_pem()]).collect()
+        let mut issuers: Vec<String> = self.lock().intermediates.iter().map(|i| i.pem.clone()).collect();
+        issuers.push(self.root_pem());
+        issuers
     }
 
     pub(crate) fn serving(&self) -> Arc<CertifiedKey> {
@@ -155,7 +173,7 @@ impl Ca {
     /// A serving certificate of the same authority for other names.
     pub(crate) fn serving_as(&self, names: &[String]) -> Option<Arc<CertifiedKey>> {
         let state = self.lock();
-        serve(state.roots.last()?, state.intermediate.as_ref(), names).ok()
+        serve(state.roots.last()?, &state.intermediates, names).ok()
     }
 
     pub(crate) fn names(&self) -> &[String] {
@@ -175,7 +193,7 @@ impl Ca {
     /// Signs a leaf with the profile of istiod's own CA.
     pub(crate) fn sign(&self, key: &impl PublicKeyData, leaf: &Leaf<'_>, now: SystemTime) -> Result<Issued, Error> {
         let mut state = self.lock();
-        let signer = state.intermediate.as_ref().or(state.roots.last()).ok_or(Error::Key("the CA"))?;
+        let signer = state.intermediates.first().or(state.roots.last()).ok_or(Error::Key("the CA"))?;
         let mut params = leaf_params(now);
         let uri = leaf.identity.try_into()?;
         params.subject_alt_names = vec![SanType::URI(uri)];
@@ -204,7 +222,7 @@ pub(crate) struct Kept {
     domain: String,
     names: Vec<String>,
     roots: Vec<KeptAuthority>,
-    intermediate: Option<KeptAuthority>,
+    intermediates: Vec<KeptAuthority>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -226,7 +244,7 @@ impl Ca {
             domain: self.domain.clone(),
             names: self.names.clone(),
             roots: state.roots.iter().map(keep).collect(),
-            intermediate: state.intermediate.as_ref().map(keep),
+            intermediates: state.intermediates.iter().map(keep).collect(),
         }
     }
 
@@ -245,15 +263,37 @@ impl Ca {
             })
         };
         let roots = kept.roots.into_iter().map(restore).collect::<Result<Vec<_>, _>>()?;
-        let intermediate = kept.intermediate.map(restore).transpose()?;
-        let serving = serve(roots.last().ok_or(Error::Key("the CA"))?, intermediate.as_ref(), &kept.names)?;
-        let made = roots.len() as u32 * 2 + 2;
-        let state = State { roots, intermediate, issued: HashMap::new(), serving, made };
+        let intermediates = kept.intermediates.into_iter().map(restore).collect::<Result<Vec<_>, _>>()?;
+        let serving = serve(roots.last().ok_or(Error::Key("the CA"))?, &intermediates, &kept.names)?;
+        let made = roots
+            .iter()
+            .chain(&intermediates)
+            .filter_map(|a| a.name.rsplit(' ').next()?.parse().ok())
+            .max()
+            .unwrap_or(0);
+        let state = State { roots, coming: None, intermediates, issued: HashMap::new(), serving, made };
         Ok(Self { domain: kept.domain, names: kept.names, state: Mutex::new(state), changes: watch::Sender::default() })
     }
 }
 
+impl State {
+    fn bundle(&self) -> impl Iterator<Item = &Authority> {
+        self.roots.iter().chain(&self.coming)
+    }
+}
+
 impl Authority {
+    /// That many intermediates under this root, the one that signs first. `made` counts on.
+    fn chain(&self, length: usize, made: &mut u32) -> Result<Vec<Self>, Error> {
+        let mut chain: Vec<Self> = Vec::new();
+        for _ in 0..length {
+            *made += 1;
+            let next = chain.first().unwrap_or(self).intermediate(&self.domain, *made)?;
+            chain.insert(0, next);
+        }
+        Ok(chain)
+    }
+
     fn root(domain: &str, number: u32) -> Result<Self, Error> {
         let key = KeyPair::generate()?;
         let name = format!("root {number}");
@@ -319,15 +359,15 @@ fn leaf_params(now: SystemTime) -> CertificateParams {
 }
 
 /// istiod's own certificate: leaf and intermediate, never the root.
-fn serve(root: &Authority, intermediate: Option<&Authority>, names: &[String]) -> Result<Arc<CertifiedKey>, Error> {
-    let signer = intermediate.unwrap_or(root);
+fn serve(root: &Authority, intermediates: &[Authority], names: &[String]) -> Result<Arc<CertifiedKey>, Error> {
+    let signer = intermediates.first().unwrap_or(root);
     let key = KeyPair::generate()?;
     let mut params = leaf_params(SystemTime::now());
     params.subject_alt_names =
         names.iter().map(|n| Ok(SanType::DnsName(n.as_str().try_into()?))).collect::<Result<_, rcgen::Error>>()?;
     params.not_after = signer.not_after;
     let certificate = params.signed_by(&key, &signer.issuer())?;
-    let chain = [Some(certificate.der().clone()), intermediate.map(|i| i.der.clone())].into_iter().flatten().collect();
+    let chain = [certificate.der().clone()].into_iter().chain(intermediates.iter().map(|i| i.der.clone())).collect();
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|_| Error::Key("the server"))?;
     Ok(Arc::new(CertifiedKey::new(chain, any_supported_type(&key)?)))
 }

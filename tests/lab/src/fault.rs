@@ -23,6 +23,8 @@ pub enum Fault {
     WrongKey,
     /// Answers have one element: the leaf, without its issuers and root.
     ShortChain,
+    /// Answers have the elements of another release, or of an operator's odd files.
+    Chain(Shape),
     /// Certificates live this long, whatever was asked: istiod shortens without a word.
     ShortLife(Duration),
     /// Every token is refused with 16.
@@ -39,6 +41,8 @@ pub enum Fault {
     DropStreams,
     /// Cuts every connection now, without GOAWAY or trailers. Happens once; the port stays open.
     DropConnections,
+    /// Health reports are written this late, and not at all if their stream has ended by then: a close overtakes them.
+    SlowReports(Duration),
     /// This many registrations are refused with the API server's write conflict.
     Conflict(u32),
     /// A registration within this time of its entry's disconnect meets the write conflict: istiod's own race.
@@ -63,6 +67,17 @@ pub enum Fault {
     WrongServerRoot,
     /// The port is closed and every connection cut, as by a kill. [`Lab::heal`](crate::Lab::heal) brings it up again.
     Down,
+}
+
+/// The elements of an answer after the leaf, as they have also been seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// All intermediates in one element (up to 1.25.0).
+    Concatenated,
+    /// Each root an element of its own (1.25.1).
+    SplitRoots,
+    /// The bundle of roots twice: the operator's chain file ends in the root.
+    RootTwice,
 }
 
 /// The faults in force.
@@ -111,13 +126,14 @@ impl Faults {
 #[error("{0:?} is no fault; one of {names}, some with a value as in short-life=3s, conflict=2, admission=1.5", names = NAMES.join(" "))]
 pub struct UnknownFault(String);
 
-const NAMES: [&str; 25] = [
+const NAMES: [&str; 27] = [
     "ca-down",
     "ca-hangs",
     "ca-refuses=CODE",
     "wrong-identity",
     "wrong-key",
     "short-chain",
+    "chain=concatenated|split-roots|root-twice",
     "short-life=TIME",
     "refuse-token",
     "refuse-new-certificate",
@@ -125,6 +141,7 @@ const NAMES: [&str; 25] = [
     "api-server-down[=TIME]",
     "drop-streams",
     "drop-connections",
+    "slow-reports=TIME",
     "conflict=N",
     "conflict-window=TIME",
     "no-group",
@@ -154,6 +171,12 @@ impl FromStr for Fault {
             "wrong-identity" => Self::WrongIdentity,
             "wrong-key" => Self::WrongKey,
             "short-chain" => Self::ShortChain,
+            "chain" => Self::Chain(match value.map(|v| v.replace('_', "-")).as_deref() {
+                Some("concatenated") => Shape::Concatenated,
+                Some("split-roots") => Shape::SplitRoots,
+                Some("root-twice") => Shape::RootTwice,
+                _ => return Err(unknown()),
+            }),
             "short-life" => Self::ShortLife(time()?),
             "refuse-token" => Self::RefuseToken,
             "refuse-new-certificate" => Self::RefuseNewCertificate,
@@ -161,6 +184,7 @@ impl FromStr for Fault {
             "api-server-down" => Self::ApiServerDown(if value.is_some() { time()? } else { Duration::ZERO }),
             "drop-streams" => Self::DropStreams,
             "drop-connections" => Self::DropConnections,
+            "slow-reports" => Self::SlowReports(time()?),
             "conflict" => Self::Conflict(number()?.unsigned_abs()),
             "conflict-window" => Self::ConflictWindow(time()?),
             "no-group" => Self::NoGroup,
@@ -177,5 +201,26 @@ impl FromStr for Fault {
             "down" => Self::Down,
             _ => return Err(unknown()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_that_is_offered_is_understood() {
+        for name in NAMES {
+            let text = name
+                .replace("[=TIME]", "")
+                .replace("TIME", "3s")
+                .replace("CODE", "14")
+                .replace("MIB", "9")
+                .replace('N', "2");
+            let text = text.split('|').next().unwrap_or_default();
+            assert!(text.parse::<Fault>().is_ok(), "{text}");
+            assert!(text.replace('-', "_").parse::<Fault>().is_ok(), "{text}");
+        }
+        assert!("conflict".parse::<Fault>().is_err() && "short-life=soon".parse::<Fault>().is_err());
     }
 }

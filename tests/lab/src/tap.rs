@@ -14,11 +14,14 @@ use std::{
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::frames::{Frames, Pings, kind};
+
 /// What the tap knows of its connection, and what it is to do.
 #[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) received: AtomicU64,
     pub(crate) sent: AtomicU64,
+    pub(crate) pings: Pings,
     heard: Mutex<Instant>,
     queue: Mutex<Queue>,
     silent_end: AtomicBool,
@@ -31,8 +34,10 @@ struct Queue {
 }
 
 impl Line {
-    pub(crate) fn new() -> Arc<Self> {
+    /// A line on which pings may come as often as that.
+    pub(crate) fn new(ping_interval: Duration) -> Arc<Self> {
         Arc::new(Self {
+            pings: Pings::new(ping_interval),
             received: AtomicU64::new(0),
             sent: AtomicU64::new(0),
             heard: Mutex::new(Instant::now()),
@@ -45,7 +50,7 @@ impl Line {
     pub(crate) fn goaway(&self, last_stream: u32, code: u32, debug: &[u8]) {
         let mut frame = Vec::with_capacity(17 + debug.len());
         frame.extend(&((8 + debug.len()) as u32).to_be_bytes()[1..]);
-        frame.extend([7, 0, 0, 0, 0, 0]);
+        frame.extend([kind::GOAWAY, 0, 0, 0, 0, 0]);
         frame.extend(last_stream.to_be_bytes());
         frame.extend(code.to_be_bytes());
         frame.extend(debug);
@@ -71,37 +76,18 @@ impl Line {
 pub(crate) struct Tap<S: AsyncWrite + Unpin> {
     inner: S,
     line: Arc<Line>,
-    /// Bytes of the frame being written that are still to come; 0 = between frames.
-    frame: usize,
-    /// The part of a frame header that has been seen.
-    header: Vec<u8>,
+    reading: Frames,
+    writing: Frames,
     injected: Bytes,
 }
 
 impl<S: AsyncWrite + Unpin> Tap<S> {
     pub(crate) fn new(inner: S, line: Arc<Line>) -> Self {
-        Self { inner, line, frame: 0, header: Vec::with_capacity(9), injected: Bytes::new() }
-    }
-
-    /// How much of `buffer` belongs to the frame being written, or to the header of the next.
-    fn next_piece(&self, buffer: &[u8]) -> usize {
-        if self.frame > 0 { self.frame.min(buffer.len()) } else { (9 - self.header.len()).min(buffer.len()) }
-    }
-
-    fn wrote(&mut self, piece: &[u8]) {
-        if self.frame > 0 {
-            self.frame -= piece.len();
-            return;
-        }
-        self.header.extend(piece);
-        if let [a, b, c, _, _, _, _, _, _] = self.header[..] {
-            self.frame = u32::from_be_bytes([0, a, b, c]) as usize;
-            self.header.clear();
-        }
+        Self { inner, line, reading: Frames::of_client(), writing: Frames::of_server(), injected: Bytes::new() }
     }
 
     fn poll_inject(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.frame > 0 || !self.header.is_empty() {
+        if !self.writing.between() {
             return Poll::Ready(Ok(()));
         }
         if self.injected.is_empty() {
@@ -122,8 +108,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Tap<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         std::task::ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
-        self.line.received.fetch_add((buffer.filled().len() - before) as u64, Ordering::Relaxed);
-        *self.line.heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        let mut new = &buffer.filled()[before..];
+        self.line.received.fetch_add(new.len() as u64, Ordering::Relaxed);
+        let now = Instant::now();
+        *self.line.heard.lock().unwrap_or_else(PoisonError::into_inner) = now;
+        while !new.is_empty() {
+            let (piece, rest) = new.split_at(self.reading.piece(new));
+            if let Some(header) = self.reading.pass(piece) {
+                self.line.pings.received(header, now);
+            }
+            new = rest;
+        }
         Poll::Ready(Ok(()))
     }
 }
@@ -131,11 +126,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Tap<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Tap<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         std::task::ready!(self.poll_inject(cx))?;
-        // The preface of a server is a SETTINGS frame, so everything that is written is frames.
-        let piece = self.next_piece(buffer);
+        let piece = self.writing.piece(buffer);
         let n = std::task::ready!(Pin::new(&mut self.inner).poll_write(cx, &buffer[..piece]))?;
         self.line.sent.fetch_add(n as u64, Ordering::Relaxed);
-        self.wrote(&buffer[..n]);
+        if let Some(header) = self.writing.pass(&buffer[..n]) {
+            self.line.pings.sent(header);
+        }
         Poll::Ready(Ok(n))
     }
 

@@ -54,7 +54,7 @@ impl ResolvesServerCert for Serving {
             return ca.serving_as(&["somebody-else.istio-system.svc".to_owned()]);
         }
         if faults.has(Fault::WrongServerRoot) {
-            return ca::Ca::generate("cluster.local", ca.names().to_vec(), true).ok().map(|other| other.serving());
+            return ca::Ca::generate("cluster.local", ca.names().to_vec(), 1).ok().map(|other| other.serving());
         }
         Some(ca.serving())
     }
@@ -80,7 +80,11 @@ impl Gate {
         chain: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        let verified = self.chains.verify_client_cert(leaf, chain, now)?;
+        let verified = self.chains.verify_client_cert(leaf, chain, now).map_err(|error| match error {
+            // An issuer of the same name and another key: to Go that is an unknown one.
+            rustls::Error::InvalidCertificate(CertificateError::BadSignature) => CertificateError::UnknownIssuer.into(),
+            error => error,
+        })?;
         let (_, serial) = subject(leaf, &self.istiod.mesh.trust_domain).ok_or(CertificateError::BadEncoding)?;
         let newest = self.istiod.newest_accepted.load(Ordering::Relaxed);
         if self.istiod.faults.has(Fault::RefuseNewCertificate) && self.istiod.mesh.ca.sequence(&serial) > newest {

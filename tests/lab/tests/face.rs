@@ -10,11 +10,11 @@ use support::{
     CDS, Call, Client, LIMIT, Pair, csr, eventually, first, health, pair,
     proto::envoy::{
         config::endpoint::v3::ClusterLoadAssignment,
-        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse},
+        service::discovery::v3::{DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse},
     },
     with_probe,
 };
-use we_lab::{Credential, Fault, Group, Lab, Outcome, Service, What};
+use we_lab::{Credential, Fault, Group, Lab, Outcome, Service, Shape, What};
 
 const NODE: [(&str, &str); 3] = [("NAMESPACE", "vms"), ("SERVICE_ACCOUNT", "sa"), ("AUTO_REGISTER_GROUP", "payments")];
 const HOUR: Duration = Duration::from_secs(3600);
@@ -266,6 +266,10 @@ async fn faults_of_the_ca() {
     lab.inject(Fault::ShortChain);
     assert_eq!(sign().await.unwrap().len(), 1);
     lab.heal_all();
+    lab.inject(Fault::Chain(Shape::RootTwice));
+    let chain = sign().await.unwrap();
+    assert!(chain.len() == 4 && chain[2] == chain[3]);
+    lab.heal_all();
     let mut call: Call = client.call(support::CREATE, &[]).await;
     lab.inject(Fault::CaHangs);
     call.send_bytes(&[]);
@@ -273,6 +277,8 @@ async fn faults_of_the_ca() {
     lab.heal_all();
     lab.ca().rotate_root(true).unwrap();
     assert_eq!(sign().await.unwrap()[2].matches("BEGIN").count(), 2);
+    lab.inject(Fault::Chain(Shape::SplitRoots));
+    assert_eq!(sign().await.unwrap().len(), 4);
     assert_eq!(lab.ca().root_pem().matches("BEGIN").count(), 2);
 }
 
@@ -320,4 +326,160 @@ async fn an_error_detail_without_subscription_takes_istiod_down() {
     assert_eq!(stream.end().await.code, -1);
     lab.until(LIMIT, |e| matches!(e.what, What::Crashed { .. })).await.unwrap();
     lab.restart().await;
+}
+
+#[tokio::test]
+async fn who_pings_too_much_is_sent_away() {
+    let lab = lab().await;
+    let mut client = connect(&lab).await;
+    for _ in 0..4 {
+        assert!(lab.events().iter().all(|e| !matches!(e.what, What::Goaway { .. })));
+        client.pings.ping(h2::Ping::opaque()).await.unwrap();
+    }
+    lab.until(LIMIT, |e| matches!(&e.what, What::Goaway { reason, .. } if reason == "too_many_pings"))
+        .await
+        .expect("no stream is open");
+    let error = tokio::time::timeout(LIMIT, client.closed).await.unwrap().unwrap().unwrap_err();
+    assert_eq!(error.reason(), Some(h2::Reason::ENHANCE_YOUR_CALM));
+}
+
+#[tokio::test]
+async fn however_a_stream_ends_its_entry_is_marked_and_then_deleted() {
+    for way in ["half-close", "reset", "cut"] {
+        let lab = lab().await;
+        let client = connect(&lab).await;
+        let mut stream = client.register(&token(&lab), &first("127.0.0.1", &NODE, &["x"])).await;
+        stream.next_delta().await;
+        match way {
+            "half-close" => stream.half_close(),
+            "reset" => stream.body.send_reset(h2::Reason::CANCEL),
+            _ => client.closed.abort(),
+        }
+        let marked = lab.until(Duration::from_millis(250), |e| matches!(e.what, What::EntryDisconnected { .. })).await;
+        assert!(marked.is_some(), "{way}: {:?}", lab.events());
+        lab.until(LIMIT, |e| matches!(e.what, What::EntryDeleted { .. })).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn endpoints_are_those_of_the_recorded_table() {
+    let lab = lab().await;
+    let client = connect(&lab).await;
+    let listed = async |wanted: bool| {
+        eventually("the table holds", || lab.listed("payments.example.com").is_empty() != wanted).await
+    };
+    let mut with = client.register(&token(&lab), &with_probe(first("127.0.0.1", &NODE, &["x"]))).await;
+    with.next_delta().await;
+    assert!(lab.listed("payments.example.com").is_empty(), "no report yet");
+    for (report, wanted) in [(None, true), (Some("x"), false), (None, true)] {
+        with.send(&health(report));
+        listed(wanted).await;
+    }
+    with.half_close();
+    with.end().await;
+    assert!(!lab.listed("payments.example.com").is_empty(), "inside the grace");
+    listed(false).await;
+    let mut without = client.register(&token(&lab), &first("127.0.0.2", &NODE, &["x"])).await;
+    without.next_delta().await;
+    listed(true).await;
+    let mark = lab.mark();
+    without.send(&health(Some("x")));
+    lab.until_since(mark, LIMIT, |e| matches!(e.what, What::Health { lost: false, .. })).await.unwrap();
+    assert!(!lab.listed("payments.example.com").is_empty(), "no probe, so a report changes nothing");
+    assert_eq!(lab.entry("vms", "payments-127.0.0.2").unwrap().healthy(), Some(false));
+}
+
+#[tokio::test]
+async fn a_close_overtakes_a_report() {
+    let lab = lab().await;
+    let client = connect(&lab).await;
+    let mut stream = client.register(&token(&lab), &first("127.0.0.1", &NODE, &["x"])).await;
+    stream.next_delta().await;
+    lab.inject(Fault::SlowReports(Duration::from_millis(50)));
+    stream.send(&health(Some("leaving")));
+    stream.half_close();
+    lab.until(LIMIT, |e| matches!(e.what, What::Health { lost: true, .. })).await.expect("lost");
+}
+
+#[tokio::test]
+async fn a_group_that_comes_back_gets_its_connected_entries_back() {
+    let lab = lab().await;
+    let client = connect(&lab).await;
+    client.register(&token(&lab), &first("127.0.0.1", &NODE, &["x"])).await.next_delta().await;
+    let mut stream = client.register(&token(&lab), &first("127.0.0.1", &NODE, &["x"])).await;
+    stream.next_delta().await;
+    lab.remove_group("vms", "payments");
+    assert!(lab.entries().is_empty());
+    lab.add_group(group());
+    assert_eq!(lab.entries().len(), 1);
+}
+
+#[tokio::test]
+async fn state_of_the_world_is_acknowledged_and_pushed() {
+    let lab = lab().await;
+    let client = connect(&lab).await;
+    let mut stream = client.call(support::SOTW, &[("authorization", &format!("Bearer {}", token(&lab)))]).await;
+    let node = first("127.0.0.1", &NODE, &[]).node;
+    let names = vec!["outbound|80||payments.example.com".to_owned()];
+    let ask = |nonce: &str, names: &[String]| DiscoveryRequest {
+        type_url: support::EDS.to_owned(),
+        resource_names: names.to_vec(),
+        response_nonce: nonce.to_owned(),
+        ..Default::default()
+    };
+    stream.send(&DiscoveryRequest { node, ..ask("", &names) });
+    let count = |answer: &DiscoveryResponse| {
+        ClusterLoadAssignment::decode(&*answer.resources[0].value).unwrap().endpoints.len()
+    };
+    let answer: DiscoveryResponse = stream.next().await.unwrap();
+    assert_eq!(count(&answer), 0);
+    stream.send(&ask(&answer.nonce, &names));
+    let push: DiscoveryResponse = stream.next().await.unwrap();
+    assert_eq!(count(&push), 1);
+    stream.send(&ask("stale", &["other".to_owned()]));
+    stream.send(&ask(&push.nonce, &[names[0].clone(), "more".to_owned()]));
+    let more: DiscoveryResponse = stream.next().await.unwrap();
+    assert_eq!((more.resources.len(), count(&more)), (1, 0));
+    stream.send(&ask("", &names));
+    assert_eq!(count(&stream.next().await.unwrap()), 1, "no nonce: everything again");
+}
+
+#[tokio::test]
+async fn roots_are_pushed_to_who_subscribes_if_the_mesh_has_several() {
+    let lab = Lab::builder().group(group()).debounce(Duration::from_millis(20)).multiroot(true).spawn().await.unwrap();
+    let client = connect(&lab).await;
+    let pcds = "type.googleapis.com/istio.mesh.v1alpha1.ProxyConfig";
+    let mut stream = client
+        .register(&token(&lab), &DeltaDiscoveryRequest { type_url: pcds.to_owned(), ..first("127.0.0.1", &NODE, &[]) })
+        .await;
+    let roots = |answer: DeltaDiscoveryResponse| {
+        let config = &answer.resources[0].resource.as_ref().unwrap().value;
+        support::proto::istio::mesh::v1alpha1::ProxyConfig::decode(&**config).unwrap().ca_certificates_pem.len()
+    };
+    assert_eq!(roots(stream.next_delta().await), 1);
+    lab.ca().rotate_root(true).unwrap();
+    assert_eq!(roots(stream.next_delta().await), 2);
+}
+
+#[tokio::test]
+async fn after_a_live_change_of_the_root_new_certificates_count_only_from_the_next_start() {
+    let lab = lab().await;
+    let older = identity(&lab).await;
+    lab.ca().rotate_intermediate().unwrap();
+    let renewed = identity(&lab).await;
+    Client::connect(lab.address(), &lab.root_pem(), Some(&renewed))
+        .await
+        .unwrap()
+        .sign(None, &csr("spiffe://x/y").1, 0)
+        .await
+        .unwrap();
+    lab.ca().add_root().unwrap();
+    lab.ca().rotate_root(true).unwrap();
+    let newer = identity(&lab).await;
+    refused(&lab, &newer, "UnknownIssuer").await;
+    let client = Client::connect(lab.address(), &lab.root_pem(), Some(&older)).await.unwrap();
+    client.sign(None, &csr("spiffe://x/y").1, 0).await.unwrap();
+    lab.restart().await;
+    let client = Client::connect(lab.address(), &lab.root_pem(), Some(&newer)).await.unwrap();
+    client.sign(None, &csr("spiffe://x/y").1, 0).await.unwrap();
 }

@@ -1,12 +1,7 @@
 //! One aggregated discovery stream, in either encoding.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
-use prost_types::Any;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -15,6 +10,7 @@ use super::{
     discovery::{Registry, Resources, types},
     node::Node,
     registration::Lease,
+    subscription::{Request, Rpc, Subscription, Wanted, read},
 };
 use crate::{
     event::What,
@@ -24,45 +20,18 @@ use crate::{
     proto::{
         envoy::{
             config::core::v3 as core,
-            service::discovery::v3::{
-                DeltaDiscoveryRequest, DeltaDiscoveryResponse, DiscoveryRequest, DiscoveryResponse, Resource,
-            },
+            service::discovery::v3::{DeltaDiscoveryResponse, DiscoveryResponse, Resource},
         },
         google::rpc,
     },
     store::uid,
 };
 
-/// The two encodings.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rpc {
-    Delta,
-    StateOfTheWorld,
-}
-
-/// A request of either encoding.
-struct Request {
-    node: Option<core::Node>,
-    type_url: String,
-    subscribe: Vec<String>,
-    unsubscribe: Vec<String>,
-    nonce: String,
-    error: Option<rpc::Status>,
-}
-
 /// What a stream is told apart by in the log.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Id {
     pub(super) connection: u64,
     pub(super) stream: u64,
-}
-
-/// What a stream wants of one type, and what it has.
-#[derive(Default)]
-struct Subscription {
-    names: BTreeSet<String>,
-    sent: BTreeMap<String, Any>,
-    nonce: String,
 }
 
 /// A stream after its first request.
@@ -344,72 +313,6 @@ impl Session {
         };
         self.istiod.log.push(What::Pushed { stream: self.id.stream, type_url, resources: names, bytes });
     }
-}
-
-/// What of a subscription is to be answered.
-enum Wanted {
-    All,
-    These(Vec<String>),
-}
-
-impl Subscription {
-    /// A first request is answered whole; later ones only for names that they add.
-    fn subscribe(&mut self, request: &Request, known: bool) -> Option<Wanted> {
-        for name in &request.unsubscribe {
-            self.names.remove(name);
-            self.sent.remove(name);
-        }
-        let added: Vec<String> = request.subscribe.iter().filter(|n| *n != "*").cloned().collect();
-        self.names.extend(added.iter().cloned());
-        match (known, added.is_empty()) {
-            (false, true) => Some(Wanted::All),
-            (true, true) => None,
-            (_, false) => Some(Wanted::These(added)),
-        }
-    }
-
-    /// No nonce asks for everything; a stale one is nothing; the last one is an acknowledgement, perhaps with other names.
-    fn state(&mut self, request: &Request) -> Option<Wanted> {
-        let names: BTreeSet<String> = request.subscribe.iter().cloned().collect();
-        if request.nonce.is_empty() {
-            self.names = names;
-            return Some(Wanted::All);
-        }
-        if request.nonce != self.nonce || names == self.names {
-            return None;
-        }
-        let added: Vec<String> = names.difference(&self.names).cloned().collect();
-        self.sent.retain(|name, _| names.contains(name));
-        self.names = names;
-        (!added.is_empty()).then_some(Wanted::These(added))
-    }
-}
-
-async fn read(rpc: Rpc, reader: &mut Reader) -> Result<Request, Ending> {
-    Ok(match rpc {
-        Rpc::Delta => {
-            let r: DeltaDiscoveryRequest = reader.next().await?;
-            Request {
-                node: r.node,
-                type_url: r.type_url,
-                subscribe: r.resource_names_subscribe,
-                unsubscribe: r.resource_names_unsubscribe,
-                nonce: r.response_nonce,
-                error: r.error_detail,
-            }
-        }
-        Rpc::StateOfTheWorld => {
-            let r: DiscoveryRequest = reader.next().await?;
-            Request {
-                node: r.node,
-                type_url: r.type_url,
-                subscribe: r.resource_names,
-                unsubscribe: Vec::new(),
-                nonce: r.response_nonce,
-                error: r.error_detail,
-            }
-        }
-    })
 }
 
 fn current(registry: &mut watch::Receiver<Arc<Registry>>) -> Arc<Registry> {

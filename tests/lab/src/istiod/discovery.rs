@@ -7,6 +7,7 @@ use prost_types::{Any, Struct, Value, value::Kind};
 
 use super::node::Node;
 use crate::{
+    group::Service,
     proto::{
         envoy::config::{
             cluster::v3::Cluster,
@@ -18,7 +19,7 @@ use crate::{
             networking::nds::v1::{NameTable, name_table::NameInfo},
         },
     },
-    store::{Service, State, WorkloadEntry},
+    store::{State, WorkloadEntry},
 };
 
 /// Type URLs, with the prefix that all of them have.

@@ -1,7 +1,7 @@
 //! From streams to entries: what a connect, a report and a disconnect do to the store.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, btree_map::Entry},
     sync::{Arc, MutexGuard, PoisonError},
     time::{Duration, SystemTime},
 };
@@ -10,9 +10,10 @@ use super::{Istiod, node::Node};
 use crate::{
     event::What,
     fault::Fault,
+    group::Group,
     grpc::{Status, code},
     mesh::Identity,
-    store::{Condition, Group, WorkloadEntry, annotation, rfc3339_nano},
+    store::{Condition, WorkloadEntry, annotation, rfc3339_nano},
 };
 
 /// Namespace and name of an entry.
@@ -87,8 +88,19 @@ impl Istiod {
             let text = format!("WorkloadEntry.networking.istio.io {:?} is invalid: {cause}", entry.name);
             Status::new(code::UNKNOWN, creation(text))
         })?;
-        self.log.push(What::EntryCreated { entry: entry.key(), uid: entry.uid.clone() });
-        self.mesh.store.write(|s| s.entries.insert(lease.key.clone(), entry));
+        let (name, uid) = (entry.key(), entry.uid.clone());
+        let created = self.mesh.store.write(|s| match s.entries.entry(lease.key.clone()) {
+            Entry::Vacant(place) => Some(_ = place.insert(entry)),
+            Entry::Occupied(_) => None,
+        });
+        // Somebody else was faster by a hair.
+        created.ok_or_else(|| {
+            Status::new(
+                code::UNKNOWN,
+                creation(format!("workloadentries.networking.istio.io {:?} already exists", lease.key.1)),
+            )
+        })?;
+        self.log.push(What::EntryCreated { entry: name, uid });
         Ok(())
     }
 
@@ -209,8 +221,22 @@ impl Istiod {
         }
     }
 
-    /// Writes a health report; nobody is ever told if it is lost.
-    pub(super) fn report(&self, lease: Option<&Lease>, stream: u64, unhealthy: Option<String>) {
+    /// Takes a health report; nobody is ever told if it is lost.
+    pub(super) fn report(self: &Arc<Self>, lease: Option<&Lease>, stream: u64, unhealthy: Option<String>) {
+        let Some(late) = self.faults.find(|f| if let Fault::SlowReports(late) = f { Some(*late) } else { None }) else {
+            return self.write_report(lease, stream, unhealthy);
+        };
+        let (istiod, lease) = (Arc::clone(self), lease.cloned());
+        self.spawn(async move {
+            tokio::time::sleep(late).await;
+            let open = |lease: &Lease| {
+                istiod.leases().get(&lease.key).is_some_and(|l| l.iter().any(|l| l.connected == lease.connected))
+            };
+            istiod.write_report(lease.as_ref().filter(|l| open(l)), stream, unhealthy);
+        });
+    }
+
+    fn write_report(&self, lease: Option<&Lease>, stream: u64, unhealthy: Option<String>) {
         let now = rfc3339_nano(SystemTime::now());
         let (healthy, message) = (unhealthy.is_none(), unhealthy.unwrap_or_default());
         let written = lease.filter(|_| self.api_is_down().is_none()).is_some_and(|lease| {

@@ -7,12 +7,12 @@ use std::{
 
 use rcgen::KeyPair;
 
-use super::{Caller, Istiod};
+use super::{Istiod, admission::Caller};
 use crate::{
     ca::{Issued, Leaf},
     csr::Csr,
     event::{Credential, Outcome, What},
-    fault::Fault,
+    fault::{Fault, Shape},
     grpc::{End, Reader, Status, Writer, code},
     mesh::Identity,
     proto::istio::v1::auth::{IstioCertificateRequest, IstioCertificateResponse},
@@ -92,8 +92,28 @@ impl Istiod {
         } else {
             self.mesh.ca.sign(&csr, &leaf, now).map_err(internal)?
         };
-        let issuers = if self.faults.has(Fault::ShortChain) { Vec::new() } else { self.mesh.ca.issuers() };
-        Ok((issued, issuers))
+        Ok((issued, self.issuers()))
+    }
+
+    /// What follows the leaf.
+    fn issuers(&self) -> Vec<String> {
+        if self.faults.has(Fault::ShortChain) {
+            return Vec::new();
+        }
+        let mut issuers = self.mesh.ca.issuers();
+        match self.faults.find(|f| if let Fault::Chain(shape) = f { Some(*shape) } else { None }) {
+            None => {}
+            Some(Shape::Concatenated) => {
+                let roots = issuers.split_off(issuers.len().saturating_sub(1));
+                issuers = [issuers.concat()].into_iter().filter(|i| !i.is_empty()).chain(roots).collect();
+            }
+            Some(Shape::SplitRoots) => {
+                issuers.pop();
+                issuers.append(&mut self.mesh.ca.root_pems());
+            }
+            Some(Shape::RootTwice) => issuers.push(self.mesh.ca.root_pem()),
+        }
+        issuers
     }
 
     /// Seconds become 64-bit nanoseconds unchecked, as in istiod; what is not positive then is the default;

@@ -4,12 +4,12 @@
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use h2::{RecvStream, SendStream, client::SendRequest};
+use h2::{PingPong, RecvStream, SendStream, client::SendRequest};
 use http::{HeaderMap, Request};
 use prost::Message;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair, SanType};
 use rustls::{
-    ClientConfig, RootCertStore,
+    ClientConfig, RootCertStore, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 use tokio::{net::TcpStream, time::timeout};
@@ -43,6 +43,7 @@ pub(crate) struct Pair {
 /// A connection.
 pub(crate) struct Client {
     pub(crate) requests: SendRequest<Bytes>,
+    pub(crate) pings: PingPong,
     /// Ends when the connection does, with what h2 says of it.
     pub(crate) closed: tokio::task::JoinHandle<Result<(), h2::Error>>,
 }
@@ -57,13 +58,22 @@ pub(crate) struct Ended {
 
 impl Client {
     pub(crate) async fn connect(address: SocketAddr, root_pem: &str, pair: Option<&Pair>) -> std::io::Result<Self> {
+        Self::connect_with(address, root_pem, pair, rustls::DEFAULT_VERSIONS).await
+    }
+
+    pub(crate) async fn connect_with(
+        address: SocketAddr,
+        root_pem: &str,
+        pair: Option<&Pair>,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> std::io::Result<Self> {
         let mut roots = RootCertStore::empty();
         for root in CertificateDer::pem_slice_iter(root_pem.as_bytes()) {
             roots.add(root.unwrap()).unwrap();
         }
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
+            .with_protocol_versions(versions)
             .unwrap()
             .with_root_certificates(roots);
         let mut config = match pair {
@@ -77,8 +87,9 @@ impl Client {
         let tcp = TcpStream::connect(address).await?;
         let tls =
             TlsConnector::from(Arc::new(config)).connect("istiod.istio-system.svc".try_into().unwrap(), tcp).await?;
-        let (requests, connection) = h2::client::handshake(tls).await.map_err(std::io::Error::other)?;
-        Ok(Self { requests, closed: tokio::spawn(connection) })
+        let (requests, mut connection) = h2::client::handshake(tls).await.map_err(std::io::Error::other)?;
+        let pings = connection.ping_pong().unwrap();
+        Ok(Self { requests, pings, closed: tokio::spawn(connection) })
     }
 
     pub(crate) async fn call(&self, path: &str, headers: &[(&str, &str)]) -> Call {
