@@ -76,7 +76,7 @@ impl RenewalError {
             Self::Control(error) => error.kind(),
             Self::Answer(SvidError::WrongIdentity { .. }) => "wrong_identity",
             Self::Answer(SvidError::WrongKey) => "wrong_key",
-            Self::Answer(SvidError::ShortChain(_) | SvidError::Rootless) => "short_chain",
+            Self::Answer(SvidError::ShortChain(_)) => "short_chain",
             Self::Answer(SvidError::Validity { .. }) => "validity",
             Self::Answer(_) => "bad_answer",
             Self::Key(_) | Self::Interrupted(_) => "key",

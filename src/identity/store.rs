@@ -68,7 +68,6 @@ impl StoreError {
             Self::Svid(e) => match e {
                 SvidError::Validity { .. } | SvidError::Chain(_) | SvidError::WrongIdentity { .. } => false,
                 SvidError::ShortChain(_)
-                | SvidError::Rootless
                 | SvidError::Unreadable(_)
                 | SvidError::Roots(_)
                 | SvidError::WrongKey

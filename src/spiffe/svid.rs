@@ -75,9 +75,6 @@ pub enum SvidError {
     /// An element is no PEM certificate.
     #[error("the certificate chain cannot be read: {0}")]
     Unreadable(String),
-    /// The last element holds certificates, but none that signed itself: the answer was cut off before its roots.
-    #[error("the answer ends before the roots: none of the certificates at its end is self-signed")]
-    Rootless,
     /// The last element holds no root.
     #[error("root bundle: {0}")]
     Roots(#[from] BundleError),
@@ -236,9 +233,6 @@ impl X509Context {
         if chain.is_empty() {
             return Err(SvidError::ShortChain(1));
         }
-        if !X509Bundle::from_pem(roots)?.roots().any(|der| is_self_issued(&der)) {
-            return Err(SvidError::Rootless);
-        }
         Self::from_pem(id, key, &chain.join("\n"), roots, now, now)
     }
 
@@ -264,10 +258,6 @@ impl X509Context {
         let svid = X509Svid::new(id, key, chain, &bundle, now)?;
         Ok(Arc::new(Self { svid, bundle, received }))
     }
-}
-
-fn is_self_issued(der: &CertificateDer<'_>) -> bool {
-    X509Certificate::from_der(der).is_ok_and(|(_, cert)| cert.subject() == cert.issuer())
 }
 
 /// Every URI among the subject alternative names.
