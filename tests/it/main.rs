@@ -13,4 +13,5 @@ mod golden_first_request;
 mod golden_probes;
 mod man;
 mod onboarding;
+mod registration;
 mod support;
