@@ -12,6 +12,7 @@ mod golden_bundle;
 mod golden_first_request;
 mod golden_probes;
 mod man;
+mod membership;
 mod onboarding;
 mod registration;
 mod support;
