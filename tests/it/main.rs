@@ -16,6 +16,7 @@ mod man;
 mod membership;
 mod onboarding;
 mod registration;
+mod secrets;
 mod several_workloads;
 mod shutdown;
 mod support;
