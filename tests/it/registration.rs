@@ -395,3 +395,62 @@ async fn an_ipv6_address_names_the_entry() {
     assert_eq!(lab.listed(SERVICE), [SocketAddr::new("::1".parse().unwrap(), 8080)]);
     agent.stop().await;
 }
+
+const INSIDE: &str = "WE_AGENT_TEST_MOVES";
+const MOVES: &str = "registration::a_moved_host_gets_a_new_entry_before_the_old_one_goes";
+
+fn ip(arguments: &str) {
+    let status = std::process::Command::new("ip").args(arguments.split(' ')).status().unwrap();
+    assert!(status.success(), "ip {arguments}");
+}
+
+/// In a network namespace of its own, where the host's addresses are the test's.
+#[tokio::test]
+async fn a_moved_host_gets_a_new_entry_before_the_old_one_goes() {
+    if std::env::var_os(INSIDE).is_some() {
+        return moving().await;
+    }
+    let unshare = |program: &str| {
+        let mut command = tokio::process::Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", program]).kill_on_drop(true);
+        command
+    };
+    if !unshare("ip").arg("link").output().await.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: needs `unshare` (user namespaces allowed) and `ip`");
+        return;
+    }
+    let itself = std::env::current_exe().unwrap();
+    let inside = unshare(itself.to_str().unwrap()).args([MOVES, "--exact"]).env(INSIDE, "1").output().await.unwrap();
+    let said = String::from_utf8_lossy(&inside.stdout);
+    assert!(inside.status.success() && said.contains("1 passed"), "{said}");
+}
+
+async fn moving() {
+    ip("link set lo up");
+    ip("addr add 10.99.0.5/32 dev lo");
+    ip("addr add 10.99.0.6/32 dev lo");
+    // The way to the control plane starts at the first address; it is local, but no address of this host.
+    let way = |from: &str| format!("route replace table local local 10.99.9.1 dev lo src {from}");
+    ip(&way("10.99.0.5"));
+    let lab = lab().listen("10.99.9.1:0".parse().unwrap()).grace(Duration::from_secs(1)).spawn().await.unwrap();
+    let host = Host::new().bundle("payments", &lab.bundle("vms", "payments"));
+    let mut agent = host.start().await;
+    let w = agent.ready("payments").await;
+    assert_eq!(w.registration.entry.as_deref(), Some("vms/payments-10.99.0.5"));
+
+    let mark = lab.mark();
+    ip(&way("10.99.0.6"));
+    let moved = |w: &we_agent::status::WorkloadReport| {
+        w.ready && w.registration.entry.as_deref() == Some("vms/payments-10.99.0.6")
+    };
+    agent.until("payments", "moved", moved).await;
+    let old = |e: &Event| matches!(&e.what, What::EntryDeleted { entry, .. } if entry == "vms/payments-10.99.0.5");
+    assert!(lab.until_since(mark, SOON, old).await.is_some(), "the old entry has leaked");
+    let events = lab.events_since(mark);
+    let new = |w: &What| matches!(w, What::EntryCreated { entry, .. } if entry == "vms/payments-10.99.0.6");
+    let gone = |w: &What| matches!(w, What::EntryDisconnected { entry, .. } if entry == "vms/payments-10.99.0.5");
+    let (made, left) = (at(&events, new), at(&events, gone));
+    assert!(made.is_some() && made < left, "{events:#?}");
+    assert_eq!(lab.entries().iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["payments-10.99.0.6"]);
+    agent.stop().await;
+}
