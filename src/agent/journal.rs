@@ -13,6 +13,7 @@ pub(super) async fn run(mut facts: Facts, clock: Clock, stop: CancellationToken)
     let mut registration = Registration::default();
     let mut membership = Membership::default();
     let mut mismatch = None;
+    let mut expired = None;
     loop {
         let now = facts.identity.borrow_and_update().clone();
         say_identity(&identity, &now);
@@ -25,19 +26,19 @@ pub(super) async fn run(mut facts: Facts, clock: Clock, stop: CancellationToken)
         membership = now;
         tokio::select! {
             () = facts.changed() => {}
-            () = expiry(&identity, clock) => {
+            () = expiry(&identity, expired.as_deref(), clock) => {
                 warn!(cause = identity.trouble.as_ref().map(|t| t.cause.as_str()), "the certificate has expired");
-                identity.renew_at = None; // said once
+                expired = serial(&identity).map(ToOwned::to_owned);
             }
             () = stop.cancelled() => return,
         }
     }
 }
 
-/// Returns when the certificate ends without a successor.
-async fn expiry(identity: &Identity, clock: Clock) {
-    match (&identity.current, identity.renew_at) {
-        (Some(context), Some(_)) => clock.sleep_until(context.svid.not_after()).await,
+/// Returns when the certificate ends without a successor, unless its end was `said` already, by its serial.
+async fn expiry(identity: &Identity, said: Option<&str>, clock: Clock) {
+    match &identity.current {
+        Some(context) if said != Some(context.svid.serial()) => clock.sleep_until(context.svid.not_after()).await,
         _ => std::future::pending().await,
     }
 }
