@@ -22,6 +22,7 @@
 mod bundle;
 mod ca;
 mod csr;
+mod demo;
 mod event;
 mod fault;
 mod grpc;
@@ -47,6 +48,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub use bundle::{BundleOptions, Files};
 pub use ca::Ca;
+pub use demo::{DemoError, demo};
 pub use event::{Credential, Event, Outcome, What};
 pub use fault::{Fault, UnknownFault};
 pub use store::{Condition, Group, GroupError, Service, Spec, WorkloadEntry};
