@@ -6,6 +6,7 @@ mod authority;
 mod cli;
 mod config;
 mod crash;
+mod demo;
 mod files;
 mod generated;
 mod golden_bundle;

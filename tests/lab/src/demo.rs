@@ -24,9 +24,6 @@ const MARK: &str = ".we-lab-demo";
 /// Why the demo has not come to its end. What happened stands on the screen.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// The folder or the control plane cannot be had.
-    #[error("the demo could not begin: {0:#}")]
-    Begin(anyhow::Error),
     /// A step did not show what it is there to show.
     #[error("the demo failed at: {0}")]
     Step(&'static str),
@@ -46,8 +43,11 @@ pub async fn demo(agent: &Path, out: &Path, screen: impl Write, live: bool) -> R
     let mut screen = Screen::new(screen, live);
     screen.heading(&format!("we-agent, from a bundle to the mesh. Evidence: {}", out.display()));
     screen.begin("Control plane and application up, on loopback");
-    prepare(out).map_err(DemoError::Begin)?;
-    let mut stage = Stage::new(agent, out).await.map_err(DemoError::Begin)?;
+    let stage = match prepare(out) {
+        Ok(()) => Stage::new(agent, out).await,
+        Err(error) => Err(error),
+    };
+    let mut stage = stage.map_err(|error| DemoError::Step(screen.failed(&format!("{error:#}"))))?;
     screen.done(&format!(
         "we-lab as istiod on {}, application with /healthz on port {}",
         stage.lab.address(),

@@ -63,8 +63,8 @@ impl Agent {
     /// The one workload of `we-agent status --json`; null until there is an answer.
     pub(super) async fn workload(&self) -> Value {
         let text = self.status_text(true).await.unwrap_or_default();
-        let mut report: Value = serde_json::from_str(&text).unwrap_or_default();
-        report["workloads"][0].take()
+        let report: Value = serde_json::from_str(&text).unwrap_or_default();
+        report["workloads"][0].clone()
     }
 
     /// An error once it has ended although nobody told it to.

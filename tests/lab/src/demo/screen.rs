@@ -75,6 +75,6 @@ impl<W: Write> Screen<W> {
     fn ended(&mut self, style: Style, mark: &str, step: &str, took: Duration) {
         let back = if self.live { "\r" } else { "" };
         let seconds = took.as_secs_f64();
-        self.say(&format!("{back}  {style}{mark}{style:#} {BOLD}{step:<52}{BOLD:#} {DIM}{seconds:>6.2} s{DIM:#}"));
+        self.say(&format!("{back}  {style}{mark}{style:#} {BOLD}{step:<60}{BOLD:#} {DIM}{seconds:>6.2} s{DIM:#}"));
     }
 }

@@ -54,7 +54,9 @@ impl Stage {
     pub(super) async fn new(program: &Path, out: &Path) -> anyhow::Result<Self> {
         let files = out.join(FILES);
         let app = App::start(files.clone(), TRUST_DOMAIN).await?;
-        let probe = json!({"periodSeconds": 1, "httpGet": {"path": "/healthz", "port": app.health}});
+        // The delay lets the entry be seen before the first verdict.
+        let probe =
+            json!({"initialDelaySeconds": 1, "periodSeconds": 1, "httpGet": {"path": "/healthz", "port": app.health}});
         let group = Group::new(NAMESPACE, "payments").service_account("payments-sa").port("https", app.port);
         let group = group.label("app", "payments").probe(probe);
         let service = Service::new(HOST).named_port("https", 443, app.port).selector([("app", "payments")]);

@@ -138,7 +138,7 @@ async fn rotation<W: Write>(stage: &mut Stage, screen: &mut Screen<W>) -> anyhow
 
 async fn outage<W: Write>(stage: &mut Stage, screen: &mut Screen<W>, uid: &str) -> anyhow::Result<()> {
     screen.begin("8 The control plane dies for a while: nothing is lost");
-    let before = stage.agent()?.workload().await["identity"]["serial"].take();
+    let before = stage.agent()?.workload().await["identity"]["serial"].clone();
     stage.lab.inject(Fault::Down);
     let back = Instant::now() + OUTAGE;
     let w = stage.until_status("the loss in status", |w| w["registration"]["state"] == "lost").await?;
@@ -191,8 +191,15 @@ fn good(tally: &Tally) -> anyhow::Result<Tally> {
     }
 }
 
-/// The conditions as they stand in the entry.
+/// The condition `Healthy` of an entry, on one line.
 fn condition(entry: &WorkloadEntry) -> String {
-    let yaml = entry.yaml();
-    yaml.split_once("status:\n").map_or_else(String::new, |(_, status)| status.to_owned())
+    let status = match entry.healthy() {
+        Some(true) => "True",
+        Some(false) => "False",
+        None => "unknown",
+    };
+    match entry.health_message() {
+        None | Some("") => format!("status.conditions: Healthy is {status}"),
+        Some(message) => format!("status.conditions: Healthy is {status}: {message}"),
+    }
 }
