@@ -1,5 +1,7 @@
 //! `make demo`, with the program that was just built.
 
+#![allow(clippy::unwrap_used)]
+
 use we_lab::{DemoError, demo};
 
 const AGENT: &str = env!("CARGO_BIN_EXE_we-agent");

@@ -65,15 +65,21 @@ pub async fn demo(agent: &Path, out: &Path, screen: impl Write, live: bool) -> R
         }
         Err(Some(error)) => {
             let step = screen.failed(&format!("{error:#}"));
-            screen.say("\nThe agent's last words:");
-            stage.last_words().lines().for_each(|line| screen.say(&format!("  {line}")));
+            let words = stage.last_words();
+            if !words.is_empty() {
+                screen.say("\nThe agent's last words:");
+                words.lines().for_each(|line| screen.say(&format!("  {line}")));
+            }
             screen.say(&format!(
-                "\nThe evidence: {}/agent.log, events.jsonl, status-*.json, entry-*.yaml",
+                "\nThe evidence so far is in {0}: begin with {0}/agent.log and {0}/events.jsonl",
                 out.display()
             ));
             Err(DemoError::Step(step))
         }
-        Err(None) => Err(DemoError::Interrupted),
+        Err(None) => {
+            screen.say("");
+            Err(DemoError::Interrupted)
+        }
     }
 }
 
