@@ -128,7 +128,7 @@ async fn rotation<W: Write>(stage: &mut Stage, screen: &mut Screen<W>) -> anyhow
     stage.keep("cert-chain-2-rotated.pem", &chain)?;
     stage.keep_status("4-rotated").await?;
     screen.done(&format!(
-        "{} certificates of {} s each, renewed at half of their life\n{} reads of key, chain and roots: each a pair that matches and is valid",
+        "{} certificates, those of {} s renewed at half of their life\n{} reads of key, chain and roots: each a pair that matches and is valid",
         tally.serials.len(),
         SHORT.as_secs(),
         tally.reads
