@@ -116,6 +116,14 @@ impl Error {
         }
     }
 
+    /// This error of a session that istiod had answered: a connection that breaks then says nothing about the credential.
+    pub(crate) fn after_an_answer(self) -> Self {
+        match self {
+            Self::Dropped { address, cause, .. } => Self::Ended { address, cause },
+            error => error,
+        }
+    }
+
     /// A stable word, for metrics and for telling a repetition from news.
     pub fn kind(&self) -> &'static str {
         match self {

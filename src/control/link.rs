@@ -75,7 +75,7 @@ impl Link {
             Some(tls @ (rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)) => {
                 untrusted(tls)
             }
-            _ => dropped(e.to_string()),
+            _ => dropped(text(&e)),
         })?;
 
         let (stream, goaway) = Tap::new(stream);
@@ -188,10 +188,11 @@ pub(crate) fn text(error: &dyn std::error::Error) -> String {
         }
         source = cause.source();
     }
-    match text.find(": https://docs.rs") {
-        Some(cut) => text[..cut].to_owned(),
-        None => text,
+    // rustls ends some of its texts with a link for programmers.
+    if let Some(at) = text.find(": https://docs.rs/") {
+        text.truncate(at);
     }
+    text
 }
 
 /// One connection as a service. It never dials again by itself.
@@ -209,5 +210,18 @@ impl tower::Service<http::Request<tonic::body::Body>> for Channel {
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         Box::pin(self.0.send_request(request))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_is_for_operators() {
+        let eof = "peer closed connection without sending TLS close_notify";
+        let error = io::Error::new(io::ErrorKind::UnexpectedEof, format!("{eof}: https://docs.rs/rustls/latest/x#eof"));
+        assert_eq!(text(&error), eof);
+        assert_eq!(text(&io::Error::other("no such thing")), "no such thing");
     }
 }

@@ -9,6 +9,7 @@ mod cli;
 mod config;
 mod crash;
 mod daemon;
+mod demo;
 mod files;
 mod generated;
 mod golden_bundle;

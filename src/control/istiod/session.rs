@@ -198,7 +198,7 @@ impl<'a> Session<'a> {
                         };
                         self.settle(post);
                     }
-                    (Err(error), None) => return Err(error),
+                    (Err(error), None) => return Err(error.after_an_answer()),
                 },
                 Ok(()) = post.health.changed() => {
                     let health = post.health.borrow_and_update().clone();

@@ -6,9 +6,10 @@
 
 use std::{
     fs,
-    io::{ErrorKind, Write},
+    io::{ErrorKind, IsTerminal, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -31,6 +32,8 @@ enum Command {
     Serve(Serve),
     /// Write the five files of a bundle for a lab that keeps its keys in a folder.
     Bundle(Bundle),
+    /// Show the agent at work: a control plane, an application and the agent on this machine, step by step.
+    Demo(Demo),
 }
 
 /// The groups of both commands.
@@ -119,6 +122,16 @@ struct Bundle {
     no_capture_dns: bool,
 }
 
+#[derive(Args)]
+struct Demo {
+    /// The program we-agent.
+    #[arg(long, value_name = "PATH")]
+    agent: PathBuf,
+    /// Where the evidence goes; what an earlier demo left there is removed.
+    #[arg(long, value_name = "DIR", default_value = "target/demo")]
+    out: PathBuf,
+}
+
 impl Groups {
     fn read(&self) -> anyhow::Result<Vec<Group>> {
         let mut groups = Vec::new();
@@ -150,10 +163,25 @@ fn service(text: &str) -> anyhow::Result<Service> {
 }
 
 #[tokio::main(flavor = "current_thread")]
-async fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+async fn main() -> ExitCode {
+    match run(Cli::parse().command).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not by returning it: that prints a backtrace, too, where the environment asks for one.
+            _ = writeln!(std::io::stderr(), "we-lab: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(command: Command) -> anyhow::Result<()> {
+    match command {
         Command::Serve(args) => serve(args).await,
         Command::Bundle(args) => bundle(&args),
+        Command::Demo(args) => {
+            let live = std::io::stdout().is_terminal();
+            Ok(we_lab::demo(&args.agent, &args.out, anstream::stdout(), live).await?)
+        }
     }
 }
 
