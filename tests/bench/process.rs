@@ -23,6 +23,9 @@ impl Agent {
     /// Starts `binary` below `root`, with a copy of `bundle`; `settings` are lines of `defaults`.
     pub(crate) fn start(binary: &Path, root: &Path, bundle: &Bundle, settings: &str) -> anyhow::Result<Self> {
         bundle.copy(&root.join("etc/we-agent/payments"))?;
+        // As systemd prepares a host for the service (RuntimeDirectory, StateDirectory).
+        fs::create_dir_all(root.join("run/we-agent"))?;
+        fs::create_dir_all(root.join("var/lib/we-agent"))?;
         let config = format!("admin: {{address: off}}\ndefaults:\n  platform: off\n{settings}");
         fs::write(root.join("etc/we-agent/we-agent.yaml"), config)?;
         let log = fs::File::create(root.join("log"))?;
@@ -42,7 +45,9 @@ impl Agent {
     /// Names the generation of the pair that consumers see; each has its own.
     pub(crate) fn certificate(&self) -> Option<PathBuf> {
         let dir = self.root.join("run/we-agent/payments");
-        fs::read_link(dir.join("..data")).ok().filter(|_| dir.join("cert-chain.pem").exists() && dir.join("key.pem").exists())
+        fs::read_link(dir.join("..data"))
+            .ok()
+            .filter(|_| dir.join("cert-chain.pem").exists() && dir.join("key.pem").exists())
     }
 
     pub(crate) fn is_registered(&self) -> anyhow::Result<bool> {

@@ -1,11 +1,12 @@
-//! A relay between the agent and its control plane: it forwards bytes, and counts what it forwards. So the figures are
-//! of the wire, and the same for every control plane.
+//! A relay between the agent and its control plane. It counts what it forwards, so the figures are of the wire and the
+//! same for every control plane; and it forwards late, so that the round trips can be told from the time.
 
 use std::{
     io::{Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
+    time::{Duration, Instant},
 };
 
 /// What went over a relay until now.
@@ -16,9 +17,6 @@ pub(crate) struct Traffic {
     pub(crate) sent: u64,
     /// By the agent, in bytes.
     pub(crate) received: u64,
-    /// How often the agent spoke after it had listened; its first word counts.
-    pub(crate) turns: u32,
-    agent_spoke_last: bool,
 }
 
 /// It lives as long as the process.
@@ -28,15 +26,15 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// A relay to `target`, on a port of its own.
-    pub(crate) fn start(target: SocketAddr) -> anyhow::Result<Self> {
+    /// A relay to `target`, on a port of its own; every byte takes `delay`.
+    pub(crate) fn start(target: SocketAddr, delay: Duration) -> anyhow::Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0")?;
         let (address, traffic) = (listener.local_addr()?, Arc::new(Mutex::default()));
         let shared = Arc::clone(&traffic);
         thread::spawn(move || {
             for agent in listener.incoming().flatten() {
                 // A control plane that is away is not measured; the agent sees a closed connection.
-                let _ = relay(agent, target, &shared);
+                let _ = relay(agent, target, delay, &shared);
             }
         });
         Ok(Self { address, traffic })
@@ -47,32 +45,15 @@ impl Relay {
     }
 }
 
-fn relay(agent: TcpStream, target: SocketAddr, traffic: &Arc<Mutex<Traffic>>) -> std::io::Result<()> {
+fn relay(agent: TcpStream, target: SocketAddr, delay: Duration, traffic: &Arc<Mutex<Traffic>>) -> std::io::Result<()> {
     let server = TcpStream::connect(target)?;
     agent.set_nodelay(true)?;
     server.set_nodelay(true)?;
     note(traffic, |traffic| traffic.connections += 1);
-    let (from_agent, to_agent) = (agent.try_clone()?, agent);
-    let (from_server, to_server) = (server.try_clone()?, server);
     let counted = Arc::clone(traffic);
-    thread::spawn(move || {
-        forward(from_agent, to_server, |bytes| {
-            note(&counted, |traffic| {
-                traffic.sent += bytes;
-                traffic.turns += u32::from(!traffic.agent_spoke_last);
-                traffic.agent_spoke_last = true;
-            });
-        });
-    });
+    forward(agent.try_clone()?, server.try_clone()?, delay, move |bytes| note(&counted, |t| t.sent += bytes));
     let counted = Arc::clone(traffic);
-    thread::spawn(move || {
-        forward(from_server, to_agent, |bytes| {
-            note(&counted, |traffic| {
-                traffic.received += bytes;
-                traffic.agent_spoke_last = false;
-            });
-        });
-    });
+    forward(server, agent, delay, move |bytes| note(&counted, |t| t.received += bytes));
     Ok(())
 }
 
@@ -80,14 +61,25 @@ fn note(traffic: &Mutex<Traffic>, change: impl FnOnce(&mut Traffic)) {
     change(&mut traffic.lock().unwrap_or_else(PoisonError::into_inner));
 }
 
-/// Until one side ends or breaks.
-fn forward(mut from: TcpStream, mut to: TcpStream, count: impl Fn(u64)) {
-    let mut buffer = [0; 65536];
-    while let Ok(length @ 1..) = from.read(&mut buffer) {
-        count(length as u64);
-        if to.write_all(&buffer[..length]).is_err() {
-            break;
+/// Until one side ends or breaks. Two threads, so that what comes close together goes close together.
+fn forward(mut from: TcpStream, mut to: TcpStream, delay: Duration, count: impl Fn(u64) + Send + 'static) {
+    let (sender, late) = mpsc::channel::<(Instant, Vec<u8>)>();
+    thread::spawn(move || {
+        let mut buffer = [0; 65536];
+        while let Ok(length @ 1..) = from.read(&mut buffer) {
+            count(length as u64);
+            if sender.send((Instant::now() + delay, buffer[..length].to_vec())).is_err() {
+                break;
+            }
         }
-    }
-    let _ = to.shutdown(Shutdown::Write);
+    });
+    thread::spawn(move || {
+        for (due, bytes) in late {
+            thread::sleep(due.saturating_duration_since(Instant::now()));
+            if to.write_all(&bytes).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    });
 }

@@ -25,7 +25,14 @@ impl Table {
     }
 
     /// One figure. `aim` is the most that it shall be.
-    pub(crate) fn row(&mut self, name: &str, value: f64, unit: &str, aim: Option<f64>, note: &str) -> anyhow::Result<()> {
+    pub(crate) fn row(
+        &mut self,
+        name: &str,
+        value: f64,
+        unit: &str,
+        aim: Option<f64>,
+        note: &str,
+    ) -> anyhow::Result<()> {
         self.write(name, &format!("{} {unit}", short(value)), &[("value", value)], unit, aim, note)
     }
 
@@ -37,7 +44,8 @@ impl Table {
         anyhow::ensure!(!all.is_empty(), "{name}: nothing was measured");
         let (median, p90) = (rank(0.5), rank(0.9));
         let text = format!("{} ms median, {} ms p90", short(median), short(p90));
-        let values = [("value", median), ("p90", p90), ("min", rank(0.0001)), ("max", rank(1.0)), ("n", all.len() as f64)];
+        let values =
+            [("value", median), ("p90", p90), ("min", rank(0.0001)), ("max", rank(1.0)), ("n", all.len() as f64)];
         self.write(name, &text, &values, "ms", aim, &format!("{note}; {} starts", all.len()))
     }
 
