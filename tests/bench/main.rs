@@ -73,6 +73,8 @@ enum Control {
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let work = tempfile::tempdir()?;
+    // Of a file that was built just now, the kernel would count mapped pages as dirty.
+    fs::File::open(&args.agent).and_then(|file| file.sync_all()).with_context(|| args.agent.display().to_string())?;
     let (lab, bundle) = match (args.control, &args.bundle) {
         (Control::Rig, Some(given)) => {
             let bundle = Bundle::read(given)?;
@@ -120,7 +122,9 @@ impl Bench<'_> {
             cpu.push(ms(Sample::of(agent.pid())?.cpu));
             agent.stop()?;
         }
-        table.times("start to certificate", &mut certificate, Some(35.0), "exec until the file pair is in place")?;
+        // The lab is no measure of istiod.
+        let aim = matches!(self.args.control, Control::Rig).then_some(35.0);
+        table.times("start to certificate", &mut certificate, aim, "exec until the file pair is in place")?;
         table.times("start to registered", &mut registered, None, "exec until status says so")?;
         table.times("CPU for a start", &mut cpu, None, "until registered")
     }

@@ -20,7 +20,10 @@ impl Table {
         fs::create_dir_all(dir)?;
         let path = dir.join(format!("{control}.jsonl"));
         let file = File::create(&path).with_context(|| path.display().to_string())?;
-        say(&format!("\nwe-agent {} against {control}; as JSON in {}\n", env!("CARGO_PKG_VERSION"), path.display()))?;
+        let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
+        let load = load.split(' ').next().unwrap_or_default();
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        say(&format!("\nagainst {control}; {cores} cores, load before {load}; as JSON in {}\n", path.display()))?;
         Ok(Self { control, file })
     }
 
@@ -38,14 +41,12 @@ impl Table {
 
     /// Many figures of one kind, in milliseconds; the aim is for the median.
     pub(crate) fn times(&mut self, name: &str, all: &mut [f64], aim: Option<f64>, note: &str) -> anyhow::Result<()> {
-        all.sort_by(f64::total_cmp);
-        // The nearest rank.
-        let rank = |share: f64| all.get((all.len() as f64 * share).ceil() as usize - 1).copied().unwrap_or(f64::NAN);
         anyhow::ensure!(!all.is_empty(), "{name}: nothing was measured");
-        let (median, p90) = (rank(0.5), rank(0.9));
+        all.sort_by(f64::total_cmp);
+        let (median, p90) = (rank(all, 50), rank(all, 90));
         let text = format!("{} ms median, {} ms p90", short(median), short(p90));
         let values =
-            [("value", median), ("p90", p90), ("min", rank(0.0001)), ("max", rank(1.0)), ("n", all.len() as f64)];
+            [("value", median), ("p90", p90), ("min", rank(all, 0)), ("max", rank(all, 100)), ("n", all.len() as f64)];
         self.write(name, &text, &values, "ms", aim, &format!("{note}; {} starts", all.len()))
     }
 
@@ -64,7 +65,7 @@ impl Table {
             (Some(aim), _) => format!("aim {}: MISSED", short(aim)),
             _ => String::new(),
         };
-        say(&format!("  {name:<26} {text:<32} {verdict:<18} {note}").trim_end().to_owned())?;
+        say(&format!("  {name:<26} {text:<32} {verdict:<18} {note}").trim_end())?;
         let mut record = Map::from_iter([
             ("control".to_owned(), json!(self.control)),
             ("measure".to_owned(), json!(name)),
@@ -89,5 +90,32 @@ fn short(value: f64) -> String {
         v if v >= 10.0 => format!("{value:.1}"),
         v if v >= 0.1 => format!("{value:.2}"),
         _ => format!("{value:.4}"),
+    }
+}
+
+/// The percentile of sorted figures by its nearest rank.
+fn rank(sorted: &[f64], percent: usize) -> f64 {
+    let place = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
+    sorted.get(place).copied().unwrap_or(f64::NAN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_are_figures_that_were_measured() {
+        let ten: Vec<f64> = (1..=10).map(f64::from).collect();
+        assert_eq!([0, 50, 90, 91, 100].map(|percent| rank(&ten, percent)), [1.0, 5.0, 9.0, 10.0, 10.0]);
+        assert_eq!(rank(&[7.0], 50), 7.0);
+        assert!(rank(&[], 50).is_nan());
+    }
+
+    #[test]
+    fn three_digits_count() {
+        assert_eq!(
+            [109.16, 18.31, 6.77, 0.0125, 1.0, 5845.0].map(short),
+            ["109", "18.3", "6.77", "0.0125", "1", "5845"]
+        );
     }
 }
