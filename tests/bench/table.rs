@@ -65,7 +65,7 @@ impl Table {
             (Some(aim), _) => format!("aim {}: MISSED", short(aim)),
             _ => String::new(),
         };
-        say(&format!("  {name:<26} {text:<32} {verdict:<18} {note}").trim_end())?;
+        say(format!("  {name:<26} {text:<32} {verdict:<18} {note}").trim_end())?;
         let mut record = Map::from_iter([
             ("control".to_owned(), json!(self.control)),
             ("measure".to_owned(), json!(name)),
