@@ -20,6 +20,9 @@ lint: ## Format and clippy only
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
 
-bench: ## Measure the release build: memory, CPU, time to certificate and registration
-	cargo build --release --package we-agent --package we-lab
-	CONTROL=$(CONTROL) cargo bench --package we-agent --bench agent
+# One package at a time: built together, the agent would get features that only the others want.
+bench: ## Measure the release build (CONTROL=rig BENCH_BUNDLE=DIR: against an istiod of yours, see CONTRIBUTING.md)
+	cargo build --release --package we-agent
+	cargo build --release --package we-lab
+	cargo build --release --package we-bench
+	$(TARGET)/release/we-bench --control $(CONTROL) --agent $(TARGET)/release/we-agent --lab $(TARGET)/release/we-lab

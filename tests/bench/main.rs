@@ -1,135 +1,248 @@
-//! `make bench`: what the release build costs, and how fast it is there. Against `we-lab`, or (`CONTROL=rig`) against a
-//! control plane that somebody else has started, with the bundle in `BENCH_BUNDLE`.
+//! `make bench`: what the release build costs, and how fast it is there, measured from outside. Against `we-lab`, or
+//! (`make bench CONTROL=rig BENCH_BUNDLE=DIR`) against an istiod that somebody else has started.
 //!
-//! `BENCH_STARTS` (20) starts are timed, the rest lasts `BENCH_REST` (30) seconds, `BENCH_ROTATIONS` (20) are counted.
-
-#![allow(clippy::print_stdout)]
+//! A program of its own, not a `cargo bench` target: those build the agent with the features of its tests, and that is
+//! not the binary which is shipped.
 
 mod control;
 mod process;
+mod relay;
+mod table;
 
-use anyhow::{Context, ensure};
-use control::{Lab, application};
+use anyhow::Context;
+use clap::{Parser, ValueEnum};
+use control::{Bundle, Lab, application};
 use process::{Agent, Sample};
+use relay::Relay;
 use std::{
     fs,
     path::{Path, PathBuf},
+    thread::sleep,
     time::{Duration, Instant},
 };
+use table::Table;
 
 /// For anything that should happen at once.
 const SOON: Duration = Duration::from_secs(30);
+/// From a start to the state at rest: the membership is known, and what only a start needs is gone.
+const SETTLED: Duration = Duration::from_secs(15);
+/// What the relay adds to one way when round trips are counted: much more than all else takes.
+const LATE: Duration = Duration::from_millis(200);
+/// Lifetime of the certificates whose renewals are counted; they are renewed at about half of it.
+const SHORT: &str = "3s";
+
+/// Measures a release build of we-agent.
+#[derive(Debug, Parser)]
+struct Args {
+    /// The agent
+    #[arg(long, default_value = "target/release/we-agent")]
+    agent: PathBuf,
+    /// The miniature control plane, for --control lab
+    #[arg(long, default_value = "target/release/we-lab")]
+    lab: PathBuf,
+    /// Against what to measure
+    #[arg(long, value_enum, default_value_t, env = "CONTROL")]
+    control: Control,
+    /// A bundle for an istiod that runs already, with --control rig; one group, one VM, not in use by another agent.
+    /// The application that its probe asks is answered by this program
+    #[arg(long, env = "BENCH_BUNDLE", required_if_eq("control", "rig"))]
+    bundle: Option<PathBuf>,
+    /// How many starts are timed
+    #[arg(long, default_value_t = 20, env = "BENCH_STARTS")]
+    starts: u32,
+    /// How many seconds the rest is observed
+    #[arg(long, default_value_t = 60, env = "BENCH_REST")]
+    rest: u64,
+    /// How many renewals are counted
+    #[arg(long, default_value_t = 20, env = "BENCH_ROTATIONS")]
+    rotations: u32,
+    /// Where the figures go as JSON lines, beside the table
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+}
+
+#[derive(Debug, Clone, Copy, Default, ValueEnum)]
+enum Control {
+    /// we-lab, started here
+    #[default]
+    Lab,
+    /// An istiod that runs already
+    Rig,
+}
 
 fn main() -> anyhow::Result<()> {
-    let binary = Path::new(env!("CARGO_BIN_EXE_we-agent"));
+    let args = Args::parse();
     let work = tempfile::tempdir()?;
-    let port = application()?;
-    let (lab, bundle) = match std::env::var("CONTROL").as_deref() {
-        Ok("rig") => {
-            let given = std::env::var_os("BENCH_BUNDLE").context("BENCH_BUNDLE: name a directory with a bundle")?;
-            (None, PathBuf::from(given))
+    // Of a file that was built just now, the kernel would count mapped pages as dirty.
+    fs::File::open(&args.agent).and_then(|file| file.sync_all()).with_context(|| args.agent.display().to_string())?;
+    let (lab, bundle) = match (args.control, &args.bundle) {
+        (Control::Rig, Some(given)) => {
+            let bundle = Bundle::read(given)?;
+            application(bundle.probe_port.context("the bundle has no HTTP probe (mesh.yaml, readinessProbe)")?)?;
+            (None, bundle)
         }
         _ => {
-            let lab = Lab::start(binary, &work.path().join("lab"), port, None)?;
+            let lab = Lab::start(&args.lab, &work.path().join("lab"), application(0)?)?;
             let bundle = lab.bundle(&work.path().join("bundle"))?;
             (Some(lab), bundle)
         }
     };
-    println!("\nwe-agent {} against {}\n", env!("CARGO_PKG_VERSION"), if lab.is_some() { "we-lab" } else { "the rig" });
-    row("binary", format!("{:.2} MiB", mib(fs::metadata(binary)?.len())), "");
-    starts(binary, work.path(), &bundle, lab.as_ref())?;
-    rest(binary, work.path(), &bundle)?;
-    if lab.is_some() {
-        rotations(binary, work.path(), port)?;
-    }
+    let mut table = Table::new(&args.out, if lab.is_some() { "we-lab" } else { "istiod" })?;
+    let bench = Bench { args: &args, work: work.path(), bundle: &bundle };
+    table.row("binary", mib(fs::metadata(&args.agent)?.len()), "MiB", None, "")?;
+    bench.starts(&mut table)?;
+    bench.wire(&mut table, lab.as_ref())?;
+    bench.rotations(&mut table)?;
+    bench.rest(&mut table)?;
     Ok(())
 }
 
-/// From the start of the process, with nothing kept, to what a consumer and the mesh can see.
-fn starts(binary: &Path, work: &Path, bundle: &Path, lab: Option<&Lab>) -> anyhow::Result<()> {
-    let (mut certificate, mut registered) = (Vec::new(), Vec::new());
-    for i in 0..number("BENCH_STARTS", 20) {
-        let before = lab.map(Lab::counters).transpose()?;
-        let root = work.join(format!("start-{i}"));
-        let began = Instant::now();
-        let agent = Agent::start(binary, &root, bundle, "")?;
-        agent.until(SOON, "a certificate in a file", |agent| Ok(agent.has_certificate()))?;
-        certificate.push(began.elapsed());
+/// What all measurements share.
+struct Bench<'a> {
+    args: &'a Args,
+    work: &'a Path,
+    bundle: &'a Bundle,
+}
+
+impl Bench<'_> {
+    /// An agent on a host of its own, where nothing is kept; `settings` are lines below `defaults`.
+    fn start(&self, name: &str, settings: &str) -> anyhow::Result<Agent> {
+        Agent::start(&self.args.agent, &self.work.join(name), self.bundle, settings)
+    }
+
+    /// From the start of the process, with nothing kept, to what a consumer and the mesh can see.
+    fn starts(&self, table: &mut Table) -> anyhow::Result<()> {
+        let (mut certificate, mut registered, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
+        for i in 0..self.args.starts {
+            let agent = self.start(&format!("start-{i}"), "")?;
+            agent.until(SOON, "a certificate in a file", |agent| Ok(agent.certificate().is_some()))?;
+            certificate.push(ms(agent.started.elapsed()));
+            agent.until(SOON, "the registration", Agent::is_registered)?;
+            registered.push(ms(agent.started.elapsed()));
+            cpu.push(ms(Sample::of(agent.pid())?.cpu));
+            agent.stop()?;
+        }
+        // The lab is no measure of istiod.
+        let aim = matches!(self.args.control, Control::Rig).then_some(35.0);
+        table.times("start to certificate", &mut certificate, aim, "exec until the file pair is in place")?;
+        table.times("start to registered", &mut registered, None, "exec until status says so")?;
+        table.times("CPU for a start", &mut cpu, None, "until registered")
+    }
+
+    /// What a start puts on the wire, through a relay that counts and is late.
+    fn wire(&self, table: &mut Table, lab: Option<&Lab>) -> anyhow::Result<()> {
+        let through = |relay: &Relay, more: &str| {
+            let (address, name) = (relay.address, &self.bundle.host);
+            format!(
+                "  controlPlane: {{discoveryAddress: \"{address}\", caAddress: \"{address}\", serverName: {name}}}\n{more}"
+            )
+        };
+        // The question whether the mesh lists us is no part of registering.
+        let relay = Relay::start(self.bundle.address, LATE)?;
+        let agent = self.start("wire-registration", &through(&relay, "  membership: {enabled: false}\n"))?;
+        // TCP's own round trip is with the relay, which is not late.
+        let trips = |agent: &Agent| 1.0 + (ms(agent.started.elapsed()) / ms(2 * LATE)).floor();
+        agent.until(SOON, "a certificate in a file", |agent| Ok(agent.certificate().is_some()))?;
+        let certificate = trips(&agent);
         agent.until(SOON, "the registration", Agent::is_registered)?;
-        registered.push(began.elapsed());
+        let (registration, seen) = (trips(&agent), relay.traffic());
         agent.stop()?;
-        if let (0, Some(lab), Some(before)) = (i, lab, before) {
-            let after = lab.counters()?;
-            let used =
-                |name: &str| after[name].as_u64().unwrap_or_default() - before[name].as_u64().unwrap_or_default();
-            row("connections opened", used("connections").to_string(), "aim: 1");
-            row("calls and streams", used("requests").to_string(), "");
-            row("bytes to register", format!("{} sent, {} received", used("received"), used("sent")), "inside TLS");
+        let note = "TCP, TLS, and the requests together";
+        table.row("round trips to certificate", certificate, "", Some(3.0), note)?;
+        table.row("round trips to register", registration, "", Some(3.0), note)?;
+        table.row(
+            "bytes sent to register",
+            seen.sent as f64,
+            "bytes",
+            None,
+            "on the wire, TLS and certificate included",
+        )?;
+        table.row(
+            "bytes received",
+            seen.received as f64,
+            "bytes",
+            None,
+            "on the wire, TLS and certificate included",
+        )?;
+
+        let relay = Relay::start(self.bundle.address, Duration::ZERO)?;
+        let before = lab.map(Lab::requests).transpose()?;
+        let agent = self.start("wire", &through(&relay, ""))?;
+        agent.until(SOON, "the registration", Agent::is_registered)?;
+        sleep(SETTLED);
+        let seen = relay.traffic();
+        let calls = lab.map(Lab::requests).transpose()?.zip(before).map(|(after, before)| after - before);
+        agent.stop()?;
+        let note = format!("until {} s after the registration", SETTLED.as_secs());
+        table.row("connections opened", f64::from(seen.connections), "", Some(1.0), &note)?;
+        match calls {
+            Some(calls) => table.row("calls and streams", calls as f64, "", None, &note),
+            None => Ok(()), // Nobody but istiod could count them.
         }
     }
-    row("start to certificate", times(&mut certificate), "aim: 35 ms against istiod");
-    row("start to registered", times(&mut registered), "");
-    Ok(())
-}
 
-/// With nothing to do but one probe each ten seconds.
-fn rest(binary: &Path, work: &Path, bundle: &Path) -> anyhow::Result<()> {
-    let agent = Agent::start(binary, &work.join("rest"), bundle, "")?;
-    agent.until(SOON, "the registration", Agent::is_registered)?;
-    std::thread::sleep(Duration::from_secs(5));
-    let (before, began) = (Sample::of(agent.pid())?, Instant::now());
-    std::thread::sleep(Duration::from_secs(number("BENCH_REST", 30)));
-    let (after, time) = (Sample::of(agent.pid())?, began.elapsed().as_secs_f64());
-    row("resident at rest", format!("{:.2} MiB", mib(after.resident)), "aim: 9 MiB");
-    row("private dirty at rest", format!("{:.2} MiB", mib(after.private_dirty)), "aim: 1.3 MiB");
-    row("threads", after.threads.to_string(), "");
-    let cpu = (after.cpu - before.cpu).as_secs_f64() / time * 100.0;
-    row("CPU at rest", format!("{cpu:.4} % of a core"), "");
-    let switches = (after.switches - before.switches) as f64 / time;
-    row("context switches at rest", format!("{switches:.2} a second"), "");
-    agent.stop()
-}
+    /// CPU of the whole process from one certificate to the next.
+    fn rotations(&self, table: &mut Table) -> anyhow::Result<()> {
+        let settings = format!("  identity: {{ttl: {SHORT}}}\n  renewal: {{minInterval: 100ms}}\n");
+        let agent = self.start("rotations", &settings)?;
+        agent.until(SOON, "the registration", Agent::is_registered)?;
+        let rotated = |last: &mut Option<PathBuf>| {
+            let limit = Instant::now() + SOON;
+            while agent.certificate() == *last {
+                anyhow::ensure!(Instant::now() < limit, "no renewal within {SOON:?}");
+                sleep(Duration::from_millis(10));
+            }
+            *last = agent.certificate();
+            Ok(())
+        };
+        // The first ones are not counted: something is always done for the first time.
+        let mut last = agent.certificate();
+        (0..3).try_for_each(|_| rotated(&mut last))?;
+        let before = Sample::of(agent.pid())?;
+        (0..self.args.rotations).try_for_each(|_| rotated(&mut last))?;
+        let after = Sample::of(agent.pid())?;
+        let each = ms(after.cpu - before.cpu) / f64::from(self.args.rotations);
+        let note = format!("{} renewals: key, request, store, files, handshake, stream", self.args.rotations);
+        table.row("CPU for a rotation", each, "ms", None, &note)?;
+        let grown = kib(after.private_dirty) - kib(before.private_dirty);
+        table.row("private dirty grown", grown, "KiB", None, "over these renewals")?;
+        agent.stop()
+    }
 
-/// CPU of the whole process between two certificates, with certificates that live a few seconds.
-fn rotations(binary: &Path, work: &Path, port: u16) -> anyhow::Result<()> {
-    let lab = Lab::start(binary, &work.join("lab-short"), port, Some("3s"))?;
-    let bundle = lab.bundle(&work.join("bundle-short"))?;
-    let agent = Agent::start(binary, &work.join("rotations"), &bundle, "  renewal: {minInterval: 100ms}\n")?;
-    agent.until(SOON, "the registration", Agent::is_registered)?;
-    let (before, issued) = (Sample::of(agent.pid())?, lab.issued());
-    let wanted = number("BENCH_ROTATIONS", 20);
-    agent.until(SOON * 10, "rotations", |_| Ok(lab.issued() - issued >= wanted))?;
-    let spent = Sample::of(agent.pid())?.cpu - before.cpu;
-    let each = spent.as_secs_f64() * 1000.0 / (lab.issued() - issued) as f64;
-    row("CPU for a rotation", format!("{each:.2} ms"), "sign, store, publish, prove by a handshake");
-    agent.stop()
-}
-
-fn row(name: &str, value: String, note: &str) {
-    println!("  {name:<26} {value:<34} {note}");
+    /// With nothing to do but the probe.
+    fn rest(&self, table: &mut Table) -> anyhow::Result<()> {
+        let agent = self.start("rest", "")?;
+        agent.until(SOON, "the registration", Agent::is_registered)?;
+        sleep(SETTLED);
+        let (before, began) = (Sample::of(agent.pid())?, Instant::now());
+        sleep(Duration::from_secs(self.args.rest));
+        let (after, time) = (Sample::of(agent.pid())?, began.elapsed().as_secs_f64());
+        let period = self.bundle.probe_period.unwrap_or(10);
+        let note = format!("observed for {time:.0} s, a probe each {period} s");
+        table.row("resident at rest", mib(after.resident), "MiB", Some(9.0), "")?;
+        table.row("private dirty at rest", mib(after.private_dirty), "MiB", Some(1.3), "")?;
+        table.row("threads", after.threads as f64, "", None, "")?;
+        let cpu = (after.cpu - before.cpu).as_secs_f64() / time * 100.0;
+        table.row("CPU at rest", cpu, "% of a core", None, &note)?;
+        table.row(
+            "context switches at rest",
+            (after.switches - before.switches) as f64 / time,
+            "a second",
+            None,
+            &note,
+        )?;
+        agent.stop()
+    }
 }
 
 fn mib(bytes: u64) -> f64 {
-    bytes as f64 / f64::from(1 << 20)
+    kib(bytes) / 1024.0
 }
 
-fn times(all: &mut [Duration]) -> String {
-    all.sort();
-    let ms = |time: Option<&Duration>| time.map_or(f64::NAN, |time| time.as_secs_f64() * 1000.0);
-    format!("{:.1} ms median, {:.1} ms at most", ms(all.get(all.len() / 2)), ms(all.last()))
+fn kib(bytes: u64) -> f64 {
+    bytes as f64 / 1024.0
 }
 
-fn number(name: &str, default: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
-
-/// Copies the files of a bundle.
-fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
-    fs::create_dir_all(to)?;
-    for file in fs::read_dir(from).with_context(|| from.display().to_string())? {
-        let file = file?;
-        fs::copy(file.path(), to.join(file.file_name()))?;
-    }
-    ensure!(to.join("cluster.env").exists(), "{}: no cluster.env, so no bundle", from.display());
-    Ok(())
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
 }

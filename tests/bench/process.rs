@@ -1,5 +1,6 @@
 //! The daemon under measurement, and what the kernel says of it.
 
+use crate::control::Bundle;
 use anyhow::{Context, bail};
 use std::{
     fs,
@@ -14,26 +15,39 @@ use std::{
 pub(crate) struct Agent {
     child: Child,
     root: PathBuf,
+    /// The moment before its exec; the host root was ready.
+    pub(crate) started: Instant,
 }
 
 impl Agent {
     /// Starts `binary` below `root`, with a copy of `bundle`; `settings` are lines of `defaults`.
-    pub(crate) fn start(binary: &Path, root: &Path, bundle: &Path, settings: &str) -> anyhow::Result<Self> {
-        super::copy(bundle, &root.join("etc/we-agent/payments"))?;
+    pub(crate) fn start(binary: &Path, root: &Path, bundle: &Bundle, settings: &str) -> anyhow::Result<Self> {
+        bundle.copy(&root.join("etc/we-agent/payments"))?;
+        // As systemd prepares a host for the service (RuntimeDirectory, StateDirectory).
+        fs::create_dir_all(root.join("run/we-agent"))?;
+        fs::create_dir_all(root.join("var/lib/we-agent"))?;
         let config = format!("admin: {{address: off}}\ndefaults:\n  platform: off\n{settings}");
         fs::write(root.join("etc/we-agent/we-agent.yaml"), config)?;
         let log = fs::File::create(root.join("log"))?;
         let mut command = Command::new(binary);
         command.args(["run", "--root"]).arg(root).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        Ok(Self { child: command.spawn()?, root: root.to_owned() })
+        let started = Instant::now();
+        let child = command
+            .spawn()
+            .with_context(|| format!("{}: not started; cargo build --release -p we-agent", binary.display()))?;
+        Ok(Self { child, root: root.to_owned(), started })
     }
 
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    pub(crate) fn has_certificate(&self) -> bool {
-        self.root.join("run/we-agent/payments/cert-chain.pem").exists()
+    /// Names the generation of the pair that consumers see; each has its own.
+    pub(crate) fn certificate(&self) -> Option<PathBuf> {
+        let dir = self.root.join("run/we-agent/payments");
+        fs::read_link(dir.join("..data"))
+            .ok()
+            .filter(|_| dir.join("cert-chain.pem").exists() && dir.join("key.pem").exists())
     }
 
     pub(crate) fn is_registered(&self) -> anyhow::Result<bool> {
