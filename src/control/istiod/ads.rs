@@ -84,8 +84,6 @@ pub(super) struct Stream {
     wire: Wire,
     /// Said with the first request of the stream only.
     node: Option<Node>,
-    /// Whether istiod has answered: from then on an end is no verdict on our credential.
-    answered: bool,
     endpoints: Option<Subscription>,
     clusters: Option<Subscription>,
 }
@@ -109,7 +107,7 @@ impl Stream {
                 Wire::Sotw(requests, Incoming::Opening(Box::pin(call)))
             }
         };
-        Ok(Self { link, wire, node: Some(node), answered: false, endpoints: None, clusters: None })
+        Ok(Self { link, wire, node: Some(node), endpoints: None, clusters: None })
     }
 
     /// Asks for the endpoints of these clusters instead of those asked for before.
@@ -172,14 +170,8 @@ impl Stream {
                     let cause = self.link.end().await.unwrap_or_else(|| "istiod ended the stream".to_owned());
                     return Err(Error::Ended { address: self.link.address(), cause });
                 }
-                Err(status) => {
-                    return Err(match istiod.failure(CALL, &self.link, status).await {
-                        Error::Dropped { address, cause, .. } if self.answered => Error::Ended { address, cause },
-                        error => error,
-                    });
-                }
+                Err(status) => return Err(istiod.failure(CALL, &self.link, status).await),
             };
-            self.answered = true;
             if let Some(answer) = self.take(received) {
                 return Ok(answer);
             }

@@ -1,0 +1,1 @@
+//! What the control plane does wrong, and what the agent makes of it.
