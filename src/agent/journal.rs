@@ -12,6 +12,7 @@ pub(super) async fn run(mut facts: Facts, clock: Clock, stop: CancellationToken)
     let mut identity = Identity::default();
     let mut registration = Registration::default();
     let mut membership = Membership::default();
+    let mut expired = None;
     loop {
         let now = facts.identity.borrow_and_update().clone();
         say_identity(&identity, &now);
@@ -24,9 +25,9 @@ pub(super) async fn run(mut facts: Facts, clock: Clock, stop: CancellationToken)
         membership = now;
         tokio::select! {
             () = facts.changed() => {}
-            () = expiry(&identity, clock) => {
+            () = expiry(&identity, clock), if serial(&identity) != expired.as_deref() => {
                 warn!(cause = identity.trouble.as_ref().map(|t| t.cause.as_str()), "the certificate has expired");
-                identity.renew_at = None; // said once
+                expired = serial(&identity).map(ToOwned::to_owned); // said once
             }
             () = stop.cancelled() => return,
         }
@@ -35,9 +36,9 @@ pub(super) async fn run(mut facts: Facts, clock: Clock, stop: CancellationToken)
 
 /// Returns when the certificate ends without a successor.
 async fn expiry(identity: &Identity, clock: Clock) {
-    match (&identity.current, identity.renew_at) {
-        (Some(context), Some(_)) => clock.sleep_until(context.svid.not_after()).await,
-        _ => std::future::pending().await,
+    match &identity.current {
+        Some(context) => clock.sleep_until(context.svid.not_after()).await,
+        None => std::future::pending().await,
     }
 }
 
