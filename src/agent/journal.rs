@@ -26,20 +26,20 @@ pub(super) async fn run(mut facts: Facts, clock: Clock, stop: CancellationToken)
         membership = now;
         tokio::select! {
             () = facts.changed() => {}
-            () = expiry(&identity, expired.as_deref(), clock) => {
+            () = expiry(&identity, clock), if serial(&identity) != expired.as_deref() => {
                 warn!(cause = identity.trouble.as_ref().map(|t| t.cause.as_str()), "the certificate has expired");
-                expired = serial(&identity).map(ToOwned::to_owned);
+                expired = serial(&identity).map(ToOwned::to_owned); // said once
             }
             () = stop.cancelled() => return,
         }
     }
 }
 
-/// Returns when the certificate ends without a successor, unless its end was `said` already, by its serial.
-async fn expiry(identity: &Identity, said: Option<&str>, clock: Clock) {
+/// Returns when the certificate ends without a successor.
+async fn expiry(identity: &Identity, clock: Clock) {
     match &identity.current {
-        Some(context) if said != Some(context.svid.serial()) => clock.sleep_until(context.svid.not_after()).await,
-        _ => std::future::pending().await,
+        Some(context) => clock.sleep_until(context.svid.not_after()).await,
+        None => std::future::pending().await,
     }
 }
 

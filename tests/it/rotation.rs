@@ -65,8 +65,12 @@ async fn the_session_moves_with_the_certificate() {
     let mut serial = first.identity.serial.unwrap();
     for _ in 0..RENEWALS {
         let old = serial.clone();
-        let both = |w: &WorkloadReport| w.files[0].serial == w.identity.serial && w.identity.serial.as_ref() != Some(&old);
-        serial = agent.until("payments", "renewed", both).await.identity.serial.unwrap();
+        let new = agent
+            .until("payments", "renewed", |w| {
+                w.identity.serial.as_ref() != Some(&old) && w.files[0].serial == w.identity.serial
+            })
+            .await;
+        serial = new.files[0].serial.clone().unwrap();
         let opened = |e: &Event| matches!(&e.what, What::ConnectionOpened { certificate: Some(c), .. } if *c == serial);
         let opened = lab.until_since(mark, SOON, opened).await.expect("no connection with the new certificate").what;
         let What::ConnectionOpened { connection: ours, .. } = opened else { unreachable!() };
