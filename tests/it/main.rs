@@ -15,6 +15,7 @@ mod golden_probes;
 mod man;
 mod membership;
 mod onboarding;
+mod refusals;
 mod registration;
 mod secrets;
 mod several_workloads;
