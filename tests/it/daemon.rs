@@ -1,5 +1,7 @@
 //! The real program, run as a service manager runs it: on a host of the tests, its output kept.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use crate::support::{Host, SOON};
 use nix::{
     sys::signal::{Signal, kill},

@@ -20,6 +20,7 @@ mod man;
 mod membership;
 mod onboarding;
 mod published;
+mod refusals;
 mod registration;
 mod rotation;
 mod secrets;

@@ -1,5 +1,7 @@
 //! What the mesh makes of us: which services select the workload, whether they list it, and how they will speak to it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use crate::support::{App, Host, Running, SOON};
 use serde_json::json;
 use std::{net::SocketAddr, sync::Arc};

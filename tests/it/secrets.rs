@@ -1,5 +1,7 @@
 //! No byte of a token or a key is ever said: the real program at its most talkative, through good times and bad.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use crate::{
     daemon::Daemon,
     support::{App, Host, SOON},

@@ -1,10 +1,24 @@
 //! Many workloads in one daemon, and nothing that one of them can do to another.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use crate::support::{Host, SOON};
-use std::{collections::BTreeSet, io::Write};
-use tokio::net::TcpSocket;
+use std::{collections::BTreeSet, io::Write, net::SocketAddr};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
 use we_agent::status::{IdentityState, RegistrationState};
 use we_lab::{Event, Group, Lab, What};
+
+async fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    timeout(SOON, stream.read_to_string(&mut answer)).await.unwrap().unwrap();
+    answer
+}
 
 #[tokio::test]
 async fn twenty_share_a_host_and_two_of_them_are_in_trouble() {
@@ -55,6 +69,11 @@ async fn twenty_share_a_host_and_two_of_them_are_in_trouble() {
     let cause = dead.registration.cause.unwrap();
     assert!(cause.contains("cannot be reached") && cause.contains(&closed_port.to_string()), "{cause}");
     let report = agent.report();
+    let (ready, metrics) = (get(agent.admin, "/healthz/ready").await, get(agent.admin, "/metrics").await);
+    assert!(ready.starts_with("HTTP/1.1 503 "), "{ready}");
+    for name in &names {
+        assert!(metrics.contains(&format!("workload=\"{name}\"")), "{name} not in {metrics}");
+    }
     assert!(!report.ready && report.summary().starts_with("18 of 20 workloads ready; w18: "), "{}", report.summary());
 
     // The file is mended; nothing is restarted, and nobody else takes notice.

@@ -1,5 +1,7 @@
 //! The real program comes and goes: what the service manager is told, and what the mesh sees of it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use crate::{
     daemon::Daemon,
     support::{App, Host, SOON},
