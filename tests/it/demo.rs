@@ -14,7 +14,13 @@ async fn the_demo_shows_what_it_promises() {
     let ended = demo(AGENT.as_ref(), &out, &mut screen, false).await;
     let told = String::from_utf8(screen).unwrap();
     ended.unwrap_or_else(|error| panic!("{error}\n{told}"));
-    for words in ["apiVersion: networking.istio.io/v1", "bad code 503", "1 issued by token", " 0 mismatched"] {
+    for words in [
+        "apiVersion: networking.istio.io/v1",
+        "bad code 503",
+        "1 issued by token",
+        " 0 mismatched",
+        "hello from the VM",
+    ] {
         assert!(told.contains(words), "{words:?} is missing from:\n{told}");
     }
 

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{agent::Agent, app::App, pair::Reader};
+use super::{agent::Agent, app::App, pair::Reader, pod::Pod};
 use crate::{Fault, Group, Lab, Service, WorkloadEntry};
 
 /// How long a step may take.
@@ -24,6 +24,7 @@ const GRACE: Duration = Duration::from_secs(2);
 
 pub(super) const TRUST_DOMAIN: &str = "cluster.local";
 pub(super) const NAMESPACE: &str = "vms";
+pub(super) const SPIFFE_ID: &str = "spiffe://cluster.local/ns/vms/sa/payments-sa";
 pub(super) const ENTRY: &str = "payments-127.0.0.1";
 pub(super) const HOST: &str = "payments.example.com";
 /// The three files, below the folder of evidence.
@@ -45,6 +46,9 @@ pub(super) struct Stage {
     pub(super) lab: Lab,
     pub(super) app: App,
     pub(super) reader: Reader,
+    /// How many calls of the pod were answered.
+    pub(super) calls: u32,
+    pod: Pod,
     program: PathBuf,
     agent: Option<Agent>,
 }
@@ -63,7 +67,8 @@ impl Stage {
         let lab = Lab::builder().trust_domain(TRUST_DOMAIN).grace(GRACE).group(group).service(service).spawn().await?;
         lab.inject(Fault::ShortLife(SHORT));
         let reader = Reader::start(files, TRUST_DOMAIN);
-        Ok(Self { out: out.to_owned(), lab, app, reader, program: program.to_owned(), agent: None })
+        let (pod, out, program) = (Pod::new(&lab, SPIFFE_ID)?, out.to_owned(), program.to_owned());
+        Ok(Self { out, lab, app, reader, calls: 0, pod, program, agent: None })
     }
 
     /// What an operator does on the VM, before the agent is started.
@@ -118,6 +123,14 @@ impl Stage {
     pub(super) async fn until_listed(&mut self, listed: bool) -> anyhow::Result<()> {
         let what = if listed { "the mesh lists the VM" } else { "the mesh lists the VM no more" };
         self.until(what, async |stage| Ok((stage.lab.listed(HOST).is_empty() != listed).then_some(()))).await
+    }
+
+    /// The pod calls where the mesh sends it; the answer.
+    pub(super) async fn call(&mut self) -> anyhow::Result<String> {
+        let place = self.lab.listed(HOST).first().copied().context("the mesh knows nobody to call")?;
+        let answer = self.pod.call(place).await?;
+        self.calls += 1;
+        Ok(answer)
     }
 
     /// Leaves a file among the evidence.

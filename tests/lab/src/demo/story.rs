@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 use super::{
     pair::Tally,
     screen::Screen,
-    stage::{ENTRY, FILES, HOST, NAMESPACE, SHORT, Stage},
+    stage::{ENTRY, FILES, HOST, NAMESPACE, SHORT, SPIFFE_ID, Stage},
 };
 use crate::{Fault, What, WorkloadEntry};
 
@@ -45,10 +45,10 @@ async fn identity<W: Write>(stage: &mut Stage, screen: &mut Screen<W>) -> anyhow
     let chain = fs::read_to_string(stage.out.join(FILES).join("cert-chain.pem")).context("cert-chain.pem")?;
     stage.keep("cert-chain-1-first.pem", &chain)?;
     stage.keep_status("1-issued").await?;
+    ensure!(w["spiffe_id"] == SPIFFE_ID, "the identity is {}", w["spiffe_id"]);
     let text = |key: &str| w["identity"][key].as_str().unwrap_or("?").to_owned();
     screen.done(&format!(
-        "{}\nserial {}, expires {}\n{FILES}: key.pem, cert-chain.pem, root-cert.pem",
-        w["spiffe_id"].as_str().unwrap_or("?"),
+        "{SPIFFE_ID}\nserial {}, expires {}\n{FILES}: key.pem, cert-chain.pem, root-cert.pem",
         text("serial"),
         text("not_after")
     ));
@@ -68,7 +68,11 @@ async fn registration<W: Write>(stage: &mut Stage, screen: &mut Screen<W>) -> an
     let w = stage.until_status("membership listed", |w| w["membership"]["state"] == "listed").await?;
     ensure!(w["membership"]["tls"] == true, "the mesh would not speak mutual TLS to the VM: {}", w["membership"]);
     let places: Vec<String> = stage.lab.listed(HOST).iter().map(ToString::to_string).collect();
-    screen.done(&format!("{HOST}:443 -> {} by mutual TLS; we-agent status says so, too", places.join(", ")));
+    let answer = stage.call().await?;
+    screen.done(&format!(
+        "{HOST}:443 -> {} by mutual TLS; we-agent status says so, too\na pod calls, and the answer is: {answer}",
+        places.join(", ")
+    ));
 
     screen.begin("4 Healthy=True");
     let entry = stage.until_entry("Healthy=True", |e| e.healthy() == Some(true)).await?;
@@ -104,9 +108,11 @@ async fn health<W: Write>(stage: &mut Stage, screen: &mut Screen<W>) -> anyhow::
 }
 
 async fn rotation<W: Write>(stage: &mut Stage, screen: &mut Screen<W>) -> anyhow::Result<()> {
-    screen.begin("7 Certificate rotates under a reader");
+    screen.begin("7 Certificate rotates under a reader and a caller");
+    let calls = stage.calls;
     stage
         .until("several certificates", async |stage| {
+            stage.call().await?;
             Ok((good(&stage.reader.tally())?.serials.len() + 1 >= CERTIFICATES).then_some(()))
         })
         .await?;
@@ -128,10 +134,11 @@ async fn rotation<W: Write>(stage: &mut Stage, screen: &mut Screen<W>) -> anyhow
     stage.keep("cert-chain-2-rotated.pem", &chain)?;
     stage.keep_status("4-rotated").await?;
     screen.done(&format!(
-        "{} certificates, those of {} s renewed at half of their life\n{} reads of key, chain and roots: each a pair that matches and is valid",
+        "{} certificates, those of {} s renewed at half of their life\n{} reads of key, chain and roots: each a pair that matches and is valid\n{} calls of the pod meanwhile, none failed",
         tally.serials.len(),
         SHORT.as_secs(),
-        tally.reads
+        tally.reads,
+        stage.calls - calls
     ));
     Ok(())
 }
@@ -146,6 +153,7 @@ async fn outage<W: Write>(stage: &mut Stage, screen: &mut Screen<W>, uid: &str) 
     let cause = w["registration"]["cause"].as_str().filter(|cause| !cause.contains('\n'));
     let cause = cause.context("status does not name the cause in one line")?.to_owned();
     stage.keep_status("5-outage").await?;
+    stage.call().await.context("the VM cannot be called without a control plane")?;
     sleep(back.saturating_duration_since(Instant::now())).await;
     good(&stage.reader.tally())?;
 
@@ -161,7 +169,7 @@ async fn outage<W: Write>(stage: &mut Stage, screen: &mut Screen<W>, uid: &str) 
     stage.keep("entry-5-after-outage.yaml", &entry.yaml())?;
     stage.keep_status("6-recovered").await?;
     screen.done(&format!(
-        "meanwhile, in we-agent status: {cause}\nafterwards the same certificate, the same entry (UID {uid})"
+        "meanwhile, in we-agent status: {cause}\nmeanwhile, a pod calls the VM as before\nafterwards the same certificate, the same entry (UID {uid})"
     ));
     Ok(())
 }
