@@ -29,7 +29,7 @@ fn wrong_answers() -> [(Fault, &'static str); 4] {
         (Fault::WrongIdentity, "not exactly spiffe://cluster.local/ns/vms/sa/payments-sa"),
         (Fault::WrongKey, "the certificate is not for our key"),
         (Fault::ShortChain, "1 chain element(s)"),
-        (Fault::ShortLife(Duration::ZERO), "check the clocks"),
+        (Fault::ShortLife(Duration::ZERO), "the certificate expired"),
     ]
 }
 

@@ -113,6 +113,10 @@ impl Stream {
     /// Asks for the endpoints of these clusters instead of those asked for before.
     pub(super) fn watch_endpoints(&mut self, names: BTreeSet<String>) {
         let before = self.endpoints.take().unwrap_or_default();
+        if before.names == names {
+            self.endpoints = Some(before);
+            return;
+        }
         let ask = Ask {
             node: self.node.take(),
             subscribe: names.difference(&before.names).cloned().collect(),

@@ -34,6 +34,8 @@ use tokio::{
 
 /// istiod debounces a change of endpoints by 100 ms.
 const SETTLED: Duration = Duration::from_millis(400);
+/// From being left out of the endpoints to the next look.
+const WITHHELD: Duration = Duration::from_secs(5);
 /// Bound on a whole look.
 const LOOK: Duration = Duration::from_secs(30);
 /// Bound on finding out what a port speaks.
@@ -140,15 +142,24 @@ pub(super) struct Observer<'a> {
     known: Known,
     look_at: Option<Instant>,
     waits: Backoff,
-    work: Option<Work<'a>>,
+    looking: Option<Work<'a>>,
+    peeking: Option<Work<'a>>,
     /// What to say next.
     turns: VecDeque<Turn>,
 }
 
 impl<'a> Observer<'a> {
     pub(super) fn new(istiod: &'a Istiod) -> Self {
-        let waits = Backoff::new(Duration::from_secs(2), Duration::from_secs(600));
-        Self { istiod, known: Known::default(), look_at: None, waits, work: None, turns: VecDeque::new() }
+        let waits = Backoff::new(Duration::from_secs(2), Duration::from_secs(300));
+        Self {
+            istiod,
+            known: Known::default(),
+            look_at: None,
+            waits,
+            looking: None,
+            peeking: None,
+            turns: VecDeque::new(),
+        }
     }
 
     /// The clusters of the services that select us.
@@ -176,6 +187,10 @@ impl<'a> Observer<'a> {
     pub(super) fn heard(&mut self, assignments: &[ClusterLoadAssignment], addresses: &Addresses) {
         if self.known.update(assignments, &addresses.all) {
             self.peek(addresses.primary);
+            if matches!(self.known.membership(), Membership::Withheld(_)) {
+                // Unhealthy, or not selected any more: a look tells, once we are healthy.
+                self.look_after(WITHHELD);
+            }
         }
     }
 
@@ -183,7 +198,7 @@ impl<'a> Observer<'a> {
     pub(super) fn look(&mut self, link: Arc<Link>, addresses: Addresses) {
         let Some(settings) = self.istiod.membership else { return };
         let istiod = self.istiod;
-        self.work = Some(Box::pin(async move {
+        self.looking = Some(Box::pin(async move {
             Done::Looked(match timeout(LOOK, ask(istiod, link, &addresses, settings)).await {
                 Ok(Ok(known)) => Ok(known),
                 Ok(Err(Error::Refused { code: 8 | 11, .. })) => {
@@ -202,7 +217,7 @@ impl<'a> Observer<'a> {
     fn peek(&mut self, ip: Option<IpAddr>) {
         let workload = self.istiod.workload.name.clone();
         let mut fact = self.known.membership();
-        self.work = Some(Box::pin(async move {
+        self.peeking = Some(Box::pin(async move {
             if let (Membership::Listed(selection), Some(ip)) = (&mut fact, ip) {
                 selection.mismatch = mismatch(&workload, ip, selection).await;
             }
@@ -216,13 +231,13 @@ impl<'a> Observer<'a> {
             return turn;
         }
         let done = tokio::select! {
-            done = finished(&mut self.work) => done,
-            () = at(self.look_at), if self.work.is_none() => {
+            done = finished(&mut self.peeking) => done,
+            done = finished(&mut self.looking) => done,
+            () = at(self.look_at), if self.looking.is_none() => {
                 self.look_at = None;
                 return Turn::Due;
             }
         };
-        self.work = None;
         match done {
             Done::Peeked(fact) => Turn::Told(fact),
             Done::Looked(Ok(known)) => {
@@ -238,17 +253,22 @@ impl<'a> Observer<'a> {
             }
             Done::Looked(Err(cause)) => {
                 self.look_at = Some(Instant::now() + self.waits.slowest());
-                Turn::Told(Membership::Unknown { cause })
+                // What is known already stays known.
+                match self.known.names() {
+                    names if names.is_empty() => Turn::Told(Membership::Unknown { cause }),
+                    names => Turn::Names(names),
+                }
             }
         }
     }
 }
 
-async fn finished(work: &mut Option<Work<'_>>) -> Done {
-    match work {
-        Some(work) => work.await,
-        None => std::future::pending().await,
-    }
+/// Waits for the work, if there is any, and puts it away.
+async fn finished(slot: &mut Option<Work<'_>>) -> Done {
+    let Some(work) = slot else { return std::future::pending().await };
+    let done = work.await;
+    *slot = None;
+    done
 }
 
 /// Waits until a moment; for ever when there is none.

@@ -43,6 +43,8 @@ const NOBODY: &str = "outbound|80||we-agent.invalid";
 /// A stream that istiod has answered.
 struct Live {
     stream: Stream,
+    /// The answer: endpoints of the services that select us, where they are known already.
+    answer: Option<Answer>,
     /// The addresses it was registered with.
     addresses: Addresses,
     /// The certificate or token that it was opened with was not the best one: why.
@@ -120,8 +122,8 @@ async fn open(
             }
         };
         let late = || Error::Timeout { call: ads::CALL, address: link.address(), within: ANSWER };
-        timeout(ANSWER, answered).await.map_err(|_| late())??;
-        Ok(stream)
+        let answer = timeout(ANSWER, answered).await.map_err(|_| late())??;
+        Ok((stream, answer))
     };
     let endpoint = &istiod.workload.discovery;
     let mut reached = istiod.climb(endpoint, rungs.clone(), fresh, attempt).await;
@@ -130,8 +132,8 @@ async fn open(
         sleep(OVERLAP).await;
         reached = istiod.climb(endpoint, rungs, false, attempt).await;
     }
-    let Reached { value: stream, refused } = reached?;
-    Ok(Live { stream, refused, took: begin.elapsed(), addresses })
+    let Reached { value: (stream, answer), refused } = reached?;
+    Ok(Live { stream, answer: Some(answer), refused, took: begin.elapsed(), addresses })
 }
 
 /// A session whose registration was acknowledged.
@@ -233,6 +235,9 @@ impl<'a> Session<'a> {
     /// What follows from a stream that was just answered.
     fn settle(&mut self, post: &Post) {
         self.refused = self.live.refused.take().map(|error| self.refusal(&error));
+        if let Some(Answer::Endpoints(assignments)) = self.live.answer.take() {
+            self.observer.heard(&assignments, &self.live.addresses);
+        }
         self.backoff.reset();
         // A slow istiod has enough to do: the look is put off.
         let slow = self.live.took > Duration::from_secs(1);
