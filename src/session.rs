@@ -73,3 +73,6 @@ fn tell(post: &Post, error: &Error, clock: Clock) {
         };
     });
 }
+
+#[cfg(test)]
+mod tests;
