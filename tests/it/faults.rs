@@ -1,5 +1,5 @@
 //! What the control plane does wrong, and what the agent makes of it.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use crate::{
     published,

@@ -1,6 +1,6 @@
 //! `kill -9` of the real program at random moments while it rotates: what is on the disk is always a pair that can be
 //! used, and the next start uses it. (`crash` does the same at each system call of one save.)
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use crate::{
     published,
