@@ -85,3 +85,6 @@ fn tell(post: &Post, error: &Error, clock: Clock) {
         };
     });
 }
+
+#[cfg(test)]
+mod tests;

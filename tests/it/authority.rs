@@ -3,9 +3,10 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType, date_time_ymd,
+    KeyUsagePurpose, PublicKeyData, SanType, SignatureAlgorithm, date_time_ymd,
 };
 use std::time::{Duration, SystemTime};
+use x509_parser::prelude::{FromDer, X509CertificationRequest};
 
 /// A signer, and the certificates from its own up to the root.
 pub(crate) struct Authority {
@@ -68,6 +69,18 @@ impl Authority {
 
     /// An answer of `CreateCertificate`: leaf, intermediates, root. Of `key` only the public half is used.
     pub(crate) fn issue(&self, key: &str, leaf: &Leaf<'_>) -> Vec<String> {
+        self.sign(&KeyPair::from_pem(key).unwrap(), leaf)
+    }
+
+    /// The same to a request in PEM, for a P-256 key. It is not looked at otherwise.
+    pub(crate) fn answer(&self, csr: &str, leaf: &Leaf<'_>) -> Vec<String> {
+        let (_, pem) = x509_parser::pem::parse_x509_pem(csr.as_bytes()).unwrap();
+        let (_, csr) = X509CertificationRequest::from_der(&pem.contents).unwrap();
+        let key = csr.certification_request_info.subject_pki.subject_public_key.data.to_vec();
+        self.sign(&PublicKey(key), leaf)
+    }
+
+    fn sign(&self, key: &impl PublicKeyData, leaf: &Leaf<'_>) -> Vec<String> {
         let at = |time: SystemTime| date_time_ymd(1970, 1, 1) + time.duration_since(SystemTime::UNIX_EPOCH).unwrap();
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -80,7 +93,20 @@ impl Authority {
         }
         params.extended_key_usages.clone_from(&leaf.usages);
         params.use_authority_key_identifier_extension = true;
-        let own = params.signed_by(&KeyPair::from_pem(key).unwrap(), &self.issuer).unwrap().pem();
+        let own = params.signed_by(key, &self.issuer).unwrap().pem();
         [&[own], self.path.as_slice()].concat()
+    }
+}
+
+/// The public half of a P-256 key.
+struct PublicKey(Vec<u8>);
+
+impl PublicKeyData for PublicKey {
+    fn der_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    fn algorithm(&self) -> &'static SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
     }
 }

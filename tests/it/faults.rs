@@ -1,5 +1,5 @@
 //! What the control plane does wrong, and what the agent makes of it.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use crate::{
     published,
@@ -123,6 +123,10 @@ async fn the_session_outlives_a_refused_certificate() {
     assert!(w.ready && says(&w.identity.cause, "refuses our newest certificate"), "{w:#?}");
     assert!(says(&w.registration.cause, "restart istiod"), "{w:#?}");
     assert!(published::is_good(&published::dir(&host, "payments"), ID));
+    // It follows a connection that ends in order, as always.
+    let told = lab.mark();
+    lab.inject(Fault::Goaway);
+    assert!(lab.until_since(told, Duration::from_secs(9), moved).await.is_some(), "GOAWAY is not heard");
     // Also when its connection is cut: it comes back on the previous pair, and the trouble is still told.
     assert_held(&lab, mark);
     let cut = lab.mark();
@@ -333,5 +337,24 @@ async fn a_lost_report_is_repeated() {
     assert!(reported(&lab, mark, false).await);
     assert_eq!(lab.entry("vms", ENTRY).unwrap().healthy(), Some(false));
     assert_held(&lab, mark);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_certificate_is_proven_again_after_a_reconnect() {
+    let lab = lab().spawn().await.unwrap();
+    lab.inject(Fault::RefuseNewCertificate);
+    let host = host(&lab);
+    let mut agent = host.start().await;
+    agent.ready("payments").await;
+    let uid = uid(&lab);
+    lab.inject(Fault::DropConnections);
+    let w = agent.until("payments", "refused", |w| w.identity.state == IdentityState::Refused).await;
+    assert!(w.ready, "the token is the last resort: {w:#?}");
+    lab.heal_all();
+    let accepted = |w: &WorkloadReport| w.ready && w.identity.state == IdentityState::Valid;
+    agent.until("payments", "accepted", accepted).await;
+    assert_eq!(lab.events().iter().filter(|e| issued(e).is_some()).count(), 1, "the same certificate is proven");
+    assert_eq!(self::uid(&lab), uid);
     agent.stop().await;
 }

@@ -16,6 +16,7 @@ mod generated;
 mod golden_bundle;
 mod golden_first_request;
 mod golden_probes;
+mod kill;
 mod man;
 mod membership;
 mod onboarding;

@@ -1,5 +1,5 @@
 //! Certificates are renewed, roots change, the agent is restarted or killed: there is always one pair that matches.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use crate::{
     published::{self, Reader},

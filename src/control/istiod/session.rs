@@ -177,7 +177,8 @@ impl<'a> Session<'a> {
         self.settle(post);
         loop {
             let link = self.live.stream.link.clone();
-            let staying = self.due.is_none() && self.moving.is_none();
+            // A certificate that waits for its next proof does not keep us on a connection that ends.
+            let staying = self.moving.is_none() && self.due.is_none_or(|(why, _)| why == Move::Renewed);
             tokio::select! {
                 biased;
                 () = post.stop.cancelled() => {
@@ -239,6 +240,10 @@ impl<'a> Session<'a> {
             self.observer.heard(&assignments, &self.live.addresses);
         }
         self.backoff.reset();
+        if self.refused.is_some() {
+            // The next renewal may be half a day away: the newest certificate is proven again before.
+            self.due = Some((Move::Renewed, Instant::now() + self.backoff.next_wait()));
+        }
         // A slow istiod has enough to do: the look is put off.
         let slow = self.live.took > Duration::from_secs(1);
         self.observer.look_after(if slow { between(Duration::ZERO, REPEAT / 10) } else { Duration::ZERO });

@@ -1,0 +1,153 @@
+//! The loop under paused time, with a scripted control plane.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use crate::{
+    spiffe::Csr,
+    status::{Addresses, Health, Membership},
+};
+use std::{collections::VecDeque, future::pending, sync::Mutex, time::SystemTime};
+use tokio::{
+    sync::watch,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+/// Ends of sessions, in order; whether it was registered before. The last one is held.
+struct Script {
+    ends: Mutex<VecDeque<(bool, Error)>>,
+    begun: Mutex<Vec<Instant>>,
+}
+
+impl ControlPlane for Script {
+    async fn sign(&self, _: &Csr, _: Duration) -> Result<Vec<String>, Error> {
+        pending().await
+    }
+
+    async fn session(&self, post: &mut Post) -> Result<(), Error> {
+        self.begun.lock().unwrap().push(Instant::now());
+        let end = self.ends.lock().unwrap().pop_front();
+        let entry = "vms/payments-192.0.2.7".to_owned();
+        if end.as_ref().is_none_or(|(registered, _)| *registered) {
+            let since = SystemTime::UNIX_EPOCH;
+            post.registration.send_replace(Registration::Registered { entry, since, trouble: None });
+        }
+        if let Some((_, error)) = end {
+            return Err(error);
+        }
+        post.stop.cancelled().await;
+        Ok(())
+    }
+}
+
+struct Story {
+    host: tempfile::TempDir,
+    script: Arc<Script>,
+    registration: watch::Receiver<Registration>,
+    addresses: watch::Sender<Addresses>,
+    stop: CancellationToken,
+    running: JoinHandle<()>,
+    _health: watch::Sender<Health>,
+    _leaving: watch::Sender<bool>,
+}
+
+impl Story {
+    fn begin(ends: impl IntoIterator<Item = (bool, Error)>) -> Self {
+        let host = tempfile::tempdir().unwrap();
+        let script = Arc::new(Script { ends: Mutex::new(ends.into_iter().collect()), begun: Mutex::default() });
+        let (addresses, health) = (watch::Sender::new(Addresses::default()), watch::Sender::new(Health::default()));
+        let (registration, leaving) = (watch::Sender::new(Registration::default()), watch::Sender::new(false));
+        let stop = CancellationToken::new();
+        let read = registration.subscribe();
+        let post = Post {
+            health: health.subscribe(),
+            addresses: addresses.subscribe(),
+            registration,
+            membership: watch::Sender::new(Membership::default()),
+            stop: stop.clone(),
+            leaving: leaving.subscribe(),
+        };
+        let local = FileWatch::new([host.path().join("istio-token")]);
+        let running = tokio::spawn(run(script.clone(), post, local, Clock::simulated(SystemTime::UNIX_EPOCH)));
+        let story =
+            Self { host, script, registration: read, addresses, stop, running, _health: health, _leaving: leaving };
+        story.address(7);
+        story
+    }
+
+    fn address(&self, last: u8) {
+        let ip = std::net::IpAddr::from([192, 0, 2, last]);
+        self.addresses.send_replace(Addresses { primary: Some(ip), all: vec![ip], ..Addresses::default() });
+    }
+
+    async fn until(&mut self, wanted: impl FnMut(&Registration) -> bool) -> Registration {
+        timeout(Duration::from_secs(3600), self.registration.wait_for(wanted)).await.unwrap().unwrap().clone()
+    }
+
+    /// Waits between the beginnings of sessions.
+    fn waits(&self) -> Vec<Duration> {
+        self.script.begun.lock().unwrap().windows(2).map(|pair| pair[1] - pair[0]).collect()
+    }
+
+    async fn end(mut self) {
+        self.stop.cancel();
+        timeout(Duration::from_secs(60), self.running).await.unwrap().unwrap();
+        assert_eq!(*self.registration.borrow_and_update(), Registration::Absent, "a stopped loop holds nothing");
+    }
+}
+
+fn ended() -> Error {
+    Error::Ended { address: "istiod:15012".to_owned(), cause: "closed".to_owned() }
+}
+
+fn is_registered(fact: &Registration) -> bool {
+    matches!(fact, Registration::Registered { .. })
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_that_lived_is_resumed_promptly() {
+    let mut story = Story::begin((0..20).map(|_| (true, ended())));
+    story.until(is_registered).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let waits = story.waits();
+    assert_eq!(waits.len(), 20);
+    assert!(waits.iter().all(|wait| *wait <= PROMPT + Duration::from_millis(2)), "{waits:?}");
+    story.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn refusals_slow_it_down_and_the_first_of_a_row_is_told() {
+    let mut story = Story::begin((0..40).map(|_| (false, ended())));
+    let lost = |fact: &Registration| match fact {
+        Registration::Lost { trouble, .. } => Some(trouble.since),
+        _ => None,
+    };
+    let first = story.until(|fact| lost(fact).is_some()).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(lost(&story.registration.borrow()), lost(&first));
+    story.until(is_registered).await;
+    let waits = story.waits();
+    assert_eq!(waits.len(), 40);
+    assert!(waits.iter().all(|wait| (FLOOR..=CAP + FLOOR).contains(wait)), "{waits:?}");
+    assert!(waits.iter().skip(7).sum::<Duration>() > Duration::from_secs(200), "no jitter goes as low: {waits:?}");
+    story.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_parked_waits_for_a_file_or_an_address() {
+    let wrong = || Error::Invalid("wrong".to_owned());
+    let mut story = Story::begin((0..4).map(|_| (false, wrong())));
+    let parked = |fact: &Registration| matches!(fact, Registration::Parked { .. });
+    story.until(parked).await;
+    std::fs::write(story.host.path().join("istio-token"), "new").unwrap();
+    let begun = |story: &Story| story.script.begun.lock().unwrap().len();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(begun(&story), 2, "a new file ends the wait");
+    story.address(8);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(begun(&story), 3, "so does another address");
+    story.until(is_registered).await;
+    assert!(story.waits()[2..].iter().all(|wait| (CAP / 2..=CAP + FLOOR).contains(wait)), "{:?}", story.waits());
+    story.end().await;
+}
