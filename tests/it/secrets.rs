@@ -43,22 +43,31 @@ fn spellings(secret: &[u8]) -> Vec<String> {
     found
 }
 
-/// What must not be said of a token: itself, its parts, and their bytes in any spelling.
+/// Pieces of a text, so that a part of it is found, too.
+fn pieces(text: &str, size: usize) -> impl Iterator<Item = String> {
+    let starts = (0..text.len().saturating_sub(size - 1)).step_by(size / 2);
+    starts.filter_map(move |start| text.get(start..start + size)).map(str::to_owned)
+}
+
+/// What must not be said of a token: its parts, pieces of them, and its bytes in any spelling.
 fn of_token(token: &str) -> Vec<String> {
     let parts = token.split('.').filter(|part| part.len() > 8).map(str::to_owned);
     let signature = token.rsplit('.').next().and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok());
-    parts.chain(spellings(token.as_bytes())).chain(spellings(&signature.unwrap_or_default())).collect()
+    let spelled = spellings(token.as_bytes()).into_iter().chain(spellings(&signature.unwrap_or_default()));
+    parts.chain(pieces(token, 24)).chain(spelled).collect()
 }
 
-/// What must not be said of a PEM key: each of its lines, and its bytes in any spelling.
+/// What must not be said of a PEM key: its lines, pieces of them, and its number in any spelling.
 fn of_key(text: &str) -> Vec<String> {
-    let lines = text.lines().filter(|line| !line.starts_with("-----") && !line.is_empty()).map(str::to_owned);
+    let lines: Vec<_> = text.lines().filter(|line| !line.starts_with("-----") && !line.is_empty()).collect();
     let der = pem::parse(text).unwrap().into_contents();
     // PKCS#8 begins with what kind of key it is, which is no secret; the number itself follows SEC 1's header.
     let header = [0x02, 0x01, 0x01, 0x04, 0x20];
     let number = der.windows(header.len()).position(|w| w == header).expect("a P-256 key") + header.len();
-    let number = &der[number..number + 32];
-    lines.chain(spellings(number)).chain(spellings(&number[8..])).collect()
+    let (kind, number) = (number / 3 * 4, &der[number..number + 32]);
+    let secret = pieces(&lines[0][kind..], 16).chain(pieces(lines[1], 16).take(3));
+    let lines = lines.iter().map(|line| (*line).to_owned());
+    lines.chain(secret).chain(spellings(number)).chain(spellings(&number[8..])).collect()
 }
 
 /// All private keys below `dir`, present and kept.
@@ -183,7 +192,7 @@ fn a_secret_would_be_found() {
     let token = std::str::from_utf8(&secret[7..]).unwrap();
     let found = |text: &str| of_token(token).iter().any(|spelling| text.contains(spelling.as_str()));
     assert!(found(&format!("authorization: Bearer {token}")));
-    assert!(found("a part alone: eyJzdWIiOiJ4In0"));
+    assert!(found("a part alone: eyJzdWIiOiJ4In0") && found(&token[10..50]));
     assert!(found(&format!("{secret:?}")) && found(&format!("{:02x?}", &secret[7..]).replace(", ", "")));
     for before in ["", "a", "ab"] {
         let encoded = STANDARD_NO_PAD.encode([before.as_bytes(), &secret[7..]].concat());
@@ -196,5 +205,9 @@ fn a_secret_would_be_found() {
     let der = key.serialize_der();
     assert!(found(&key.serialize_pem()) && found(&format!("{der:?}")) && found(&format!("{:?}", &der[30..])));
     assert!(found(&STANDARD_NO_PAD.encode(&der)) && found(&STANDARD_NO_PAD.encode(&der[1..])));
+    let text = key.serialize_pem();
+    for part in [&text[80..110], &text[100..130], &text[70..180]] {
+        assert!(found(part), "{part}");
+    }
     assert!(!found(&key.public_key_pem()));
 }
