@@ -11,7 +11,7 @@ mod value;
 
 pub use mistake::{ConfigError, Mistake};
 pub use settings::{
-    ControlPlaneConfig, FilesConfig, HealthConfig, IdentityConfig, MembershipConfig, Platform, WorkloadConfig, XdsMode,
+    ControlPlaneConfig, FilesConfig, HealthConfig, IdentityConfig, MembershipConfig, WorkloadConfig, XdsMode,
 };
 
 use crate::{system::Root, telemetry::LogFilter};

@@ -64,10 +64,10 @@
 //! | `telemetry` | What the daemon says: journal, text or JSON. | – |
 //! | `workload` | The Istio objects that we touch, and what one workload is. | spiffe, proto |
 //! | `status` | The vocabulary of facts, and all of them as one report. | spiffe, workload |
-//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, system, telemetry, workload |
+//! | `locality` | Where this host stands: given, or asked of the platform. | system, time, workload |
+//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, system, locality, telemetry, workload |
 //! | `bundle` | A directory becomes a bundle, or every mistake in it. | spiffe, system, workload |
 //! | `address` | The loop that owns the addresses of this host. | status, system, time |
-//! | `locality` | Where this host stands: given, or asked of the platform. | system, time, workload |
 //! | `control` | What we ask of a control plane: `sign` and `session`, answered by istiod. | spiffe, proto, status, system, time, workload |
 //! | `identity` | The loop that owns the certificate: decide, sign, verify, keep, tell. | spiffe, control, status, system, time |
 //! | `health` | The loop that owns the verdict: probes and a threshold. | proto, status, system, time, workload |

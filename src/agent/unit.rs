@@ -3,7 +3,7 @@
 use super::journal;
 use crate::{
     address,
-    config::{self, MembershipConfig, WorkloadConfig, XdsMode},
+    config::{MembershipConfig, WorkloadConfig, XdsMode},
     control::{Credential, Istiod, MembershipSettings, Post, Xds, read_roots},
     health::{self, ProbeSettings},
     identity::{self, Wanted},
@@ -143,7 +143,7 @@ async fn connected(
     let membership = enabled.then_some(MembershipSettings { max_bytes });
     let cloud = match workload.locality {
         Some(_) => None,
-        None => locality::discover(platform(settings.platform), &wanted.root, None).await,
+        None => locality::discover(settings.platform, &wanted.root, None).await,
     };
     let control = Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, cloud, clock));
     let local = FileWatch::new([workload.token.clone(), workload.ca.roots.clone(), workload.discovery.roots.clone()]);
@@ -154,16 +154,6 @@ async fn connected(
         tokio::join!(kept, session::run(control, post, local, clock));
     } else {
         kept.await;
-    }
-}
-
-fn platform(given: config::Platform) -> locality::Platform {
-    match given {
-        config::Platform::Auto => locality::Platform::Auto,
-        config::Platform::Off => locality::Platform::Off,
-        config::Platform::Aws => locality::Platform::Aws,
-        config::Platform::Gcp => locality::Platform::Gcp,
-        config::Platform::Azure => locality::Platform::Azure,
     }
 }
 

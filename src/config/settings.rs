@@ -1,7 +1,10 @@
 //! The settings of one workload.
 
 use super::{section::Section, value};
-use crate::spiffe::{KeyKind, TrustDomain};
+use crate::{
+    locality::Platform,
+    spiffe::{KeyKind, TrustDomain},
+};
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 /// What our configuration says of one workload. A value that is given here wins over the bundle; `None` and empty leave
@@ -111,22 +114,6 @@ impl Default for FilesConfig {
     fn default() -> Self {
         Self { output_certs: false, mode: 0o600 }
     }
-}
-
-/// Where the locality is asked for when nobody gave it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Platform {
-    /// The metadata service that the hardware tables of the host point to.
-    #[default]
-    Auto,
-    /// Nowhere.
-    Off,
-    /// Amazon EC2.
-    Aws,
-    /// Google Compute Engine.
-    Gcp,
-    /// Microsoft Azure.
-    Azure,
 }
 
 impl WorkloadConfig {

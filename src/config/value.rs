@@ -1,7 +1,8 @@
 //! From the text of a value to the value. Each error reads on after the text: `"60x" is no duration; …`.
 
-use super::{Platform, XdsMode};
+use super::XdsMode;
 use crate::{
+    locality::Platform,
     spiffe::{KeyKind, TrustDomain},
     telemetry::LogFilter,
 };

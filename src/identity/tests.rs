@@ -38,7 +38,7 @@ struct Script {
 }
 
 impl ControlPlane for Script {
-    async fn sign(&self, csr: &Csr, ttl: Duration) -> Result<Vec<String>, Error> {
+    async fn sign(&self, csr: &Csr, ttl: Duration) -> Result<Signed, Error> {
         self.asked.fetch_add(1, Ordering::Relaxed);
         let act = self.act.lock().unwrap().clone();
         let now = self.clock.now();
@@ -48,7 +48,7 @@ impl ControlPlane for Script {
         match act {
             Act::Refuse(error) => Err(error),
             Act::Hang => pending().await,
-            _ => Ok(self.authority.answer(csr.pem(), &leaf)),
+            _ => Ok(Signed { chain: self.authority.answer(csr.pem(), &leaf), accepted: None }),
         }
     }
 

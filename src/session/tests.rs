@@ -3,6 +3,7 @@
 
 use super::*;
 use crate::{
+    control::Signed,
     spiffe::Csr,
     status::{Addresses, Health, Membership},
 };
@@ -21,7 +22,7 @@ struct Script {
 }
 
 impl ControlPlane for Script {
-    async fn sign(&self, _: &Csr, _: Duration) -> Result<Vec<String>, Error> {
+    async fn sign(&self, _: &Csr, _: Duration) -> Result<Signed, Error> {
         pending().await
     }
 

@@ -4,33 +4,28 @@
 //! clusters, and then their endpoints. The clusters that list our address are the services that select us; their names
 //! live on the session's own stream from then on, where each change arrives by itself.
 
+mod known;
+mod port;
+
 use super::{
     Istiod, MembershipSettings,
     ads::{Answer, Stream},
 };
 use crate::{
     control::{Error, link::Link},
-    proto::envoy::config::{
-        core::v3::address,
-        endpoint::v3::{ClusterLoadAssignment, LbEndpoint, lb_endpoint::HostIdentifier},
-    },
-    status::{Addresses, Health, Membership, Selection},
+    proto::envoy::config::endpoint::v3::ClusterLoadAssignment,
+    status::{Addresses, Health, Membership},
     time::Backoff,
 };
-use prost_types::value::Kind;
-use rustls::ClientConnection;
+use known::Known;
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-    net::{IpAddr, SocketAddr},
+    collections::{BTreeSet, VecDeque},
+    net::IpAddr,
     pin::Pin,
     sync::Arc,
     time::Duration,
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
-    time::{Instant, sleep_until, timeout},
-};
+use tokio::time::{Instant, sleep_until, timeout};
 
 /// istiod debounces a change of endpoints by 100 ms.
 const SETTLED: Duration = Duration::from_millis(400);
@@ -38,85 +33,6 @@ const SETTLED: Duration = Duration::from_millis(400);
 const WITHHELD: Duration = Duration::from_secs(5);
 /// Bound on a whole look.
 const LOOK: Duration = Duration::from_secs(30);
-/// Bound on finding out what a port speaks.
-const PEEK: Duration = Duration::from_secs(2);
-/// Key of the endpoint metadata by which a sidecar picks plain text or mutual TLS.
-const TRANSPORT: &str = "envoy.transport_socket_match";
-
-/// One endpoint of ours as the mesh has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Place {
-    port: u16,
-    tls: bool,
-}
-
-/// What is known of the services that select us: cluster name → our endpoints in it.
-#[derive(Debug, Clone, Default)]
-struct Known {
-    clusters: BTreeMap<String, Vec<Place>>,
-}
-
-impl Known {
-    /// The names to watch.
-    fn names(&self) -> BTreeSet<String> {
-        self.clusters.keys().cloned().collect()
-    }
-
-    /// Takes in what the mesh says of clusters; tells whether one of those we watch was among them.
-    fn update(&mut self, assignments: &[ClusterLoadAssignment], ours: &[IpAddr]) -> bool {
-        let mut ours_too = false;
-        for assignment in assignments {
-            if let Some(places) = self.clusters.get_mut(&assignment.cluster_name) {
-                *places = places_of(assignment, ours);
-                ours_too = true;
-            }
-        }
-        ours_too
-    }
-
-    /// The fact.
-    fn membership(&self) -> Membership {
-        if self.clusters.is_empty() {
-            return Membership::NotSelected;
-        }
-        let places: Vec<&Place> = self.clusters.values().flatten().collect();
-        let ports: BTreeSet<u16> = places.iter().map(|place| place.port).collect();
-        let selection = Selection {
-            services: self.clusters.keys().map(|name| service(name)).collect(),
-            ports: ports.into_iter().collect(),
-            tls: (!places.is_empty()).then(|| places.iter().any(|place| place.tls)),
-            mismatch: None,
-        };
-        if places.is_empty() { Membership::Withheld(selection) } else { Membership::Listed(selection) }
-    }
-}
-
-/// `outbound|80||host` as people write it: `host:80`.
-fn service(cluster: &str) -> String {
-    let mut parts = cluster.splitn(4, '|');
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some("outbound"), Some(port), Some(_), Some(host)) => format!("{host}:{port}"),
-        _ => cluster.to_owned(),
-    }
-}
-
-fn places_of(assignment: &ClusterLoadAssignment, ours: &[IpAddr]) -> Vec<Place> {
-    let endpoints = assignment.endpoints.iter().flat_map(|locality| &locality.lb_endpoints);
-    endpoints.filter_map(|endpoint| place_of(endpoint, ours)).collect()
-}
-
-fn place_of(endpoint: &LbEndpoint, ours: &[IpAddr]) -> Option<Place> {
-    let Some(HostIdentifier::Endpoint(host)) = &endpoint.host_identifier else { return None };
-    let Some(address::Address::SocketAddress(socket)) = host.address.as_ref()?.address.as_ref() else { return None };
-    let ip: IpAddr = socket.address.parse().ok()?;
-    let port = match socket.port_specifier {
-        Some(crate::proto::envoy::config::core::v3::socket_address::PortSpecifier::PortValue(port)) => port,
-        None => 0,
-    };
-    let mode = endpoint.metadata.as_ref().and_then(|m| m.filter_metadata.get(TRANSPORT)?.fields.get("tlsMode"));
-    let tls = matches!(mode.and_then(|v| v.kind.as_ref()), Some(Kind::StringValue(mode)) if mode == "istio");
-    ours.contains(&ip).then(|| Place { port: u16::try_from(port).unwrap_or(0), tls })
-}
 
 /// What the observer wants of the session, or tells it.
 pub(super) enum Turn {
@@ -219,7 +135,7 @@ impl<'a> Observer<'a> {
         let mut fact = self.known.membership();
         self.peeking = Some(Box::pin(async move {
             if let (Membership::Listed(selection), Some(ip)) = (&mut fact, ip) {
-                selection.mismatch = mismatch(&workload, ip, selection).await;
+                selection.mismatch = port::mismatch(&workload, ip, selection).await;
             }
             Done::Peeked(fact)
         }));
@@ -286,67 +202,20 @@ async fn ask(
     settings: MembershipSettings,
 ) -> Result<Known, Error> {
     let node = istiod.node(addresses, false);
-    let mut stream = Stream::new(istiod, link, node, istiod.xds, settings.max_bytes)?;
+    let mut stream = Stream::new(istiod, link, node, settings.max_bytes)?;
     stream.watch_clusters();
-    let mut known = Known::default();
-    loop {
+    let known = loop {
         match stream.next(istiod).await? {
             Answer::Clusters(names) => {
                 let outbound: BTreeSet<_> = names.into_iter().filter(|name| name.starts_with("outbound|")).collect();
                 if outbound.is_empty() {
-                    break;
+                    break Known::default();
                 }
                 stream.watch_endpoints(outbound);
             }
-            Answer::Endpoints(assignments) => {
-                for assignment in assignments {
-                    let places = places_of(&assignment, &addresses.all);
-                    if !places.is_empty() {
-                        known.clusters.insert(assignment.cluster_name, places);
-                    }
-                }
-                break;
-            }
+            Answer::Endpoints(assignments) => break Known::found(assignments, &addresses.all),
         }
-    }
+    };
     stream.close(Duration::from_secs(1)).await;
     Ok(known)
-}
-
-/// What to say when the mesh will speak TLS to a port where nothing answers a handshake; none when all is well, or
-/// nobody listens (the probe says that).
-async fn mismatch(workload: &str, ip: IpAddr, selection: &Selection) -> Option<String> {
-    if selection.tls != Some(true) {
-        return None;
-    }
-    for port in &selection.ports {
-        if speaks_tls(SocketAddr::new(ip, *port)).await == Some(false) {
-            return Some(format!(
-                "the mesh speaks mutual TLS to port {port}, but what listens there answers no TLS handshake, so calls from the mesh fail; \
-                 let the application serve TLS with the files in /run/we-agent/{workload}, or label the WorkloadGroup's template \
-                 security.istio.io/tlsMode: disabled and register anew"
-            ));
-        }
-    }
-    None
-}
-
-/// Sends a ClientHello and looks at the first byte that comes back: a handshake or an alert (RFC 8446, section 5.1), or
-/// something else. None when nobody listens.
-async fn speaks_tls(at: SocketAddr) -> Option<bool> {
-    let name = rustls::pki_types::ServerName::IpAddress(at.ip().into());
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
-    // No root is trusted and nothing but the hello is ever sent: the connection is dropped after the first byte.
-    let config = config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
-    let mut client = ClientConnection::new(Arc::new(config), name).ok()?;
-    let mut hello = Vec::new();
-    client.write_tls(&mut hello).ok()?;
-    let peek = async {
-        let mut tcp = TcpStream::connect(at).await.ok()?;
-        tcp.write_all(&hello).await.ok()?;
-        let mut first = [0];
-        Some(matches!(tcp.read(&mut first).await, Ok(1)) && matches!(first[0], 0x15 | 0x16))
-    };
-    timeout(PEEK, peek).await.unwrap_or(Some(false))
 }

@@ -4,29 +4,29 @@
 //! for a new address the next stream is opened first; when istiod has answered it, and 100 ms later, the old one is
 //! closed. Always the older first: istiod forgets to mark an entry whose newer stream ended before the older.
 
+mod live;
+
 use super::{
-    Istiod, Reached,
-    ads::{self, Answer, Stream},
+    Istiod,
+    ads::{Answer, Stream},
     membership::{Observer, Turn, at},
 };
 use crate::{
-    control::{Error, Post, credential::Rung, link::Link},
-    status::{Addresses, Health, Identity, Membership, Registration, Trouble},
+    control::{Error, Post},
+    status::{Health, Identity, Membership, Registration, Trouble},
     time::{Backoff, between},
 };
+use live::{Live, entry, open};
 use std::{
     collections::BTreeSet,
     pin::Pin,
-    sync::Arc,
     time::{Duration, SystemTime},
 };
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until, timeout},
+    time::{Instant, sleep, sleep_until},
 };
 
-/// How long an answer to the first request is awaited; a refusal for want of an API server takes istiod 44 s.
-const ANSWER: Duration = Duration::from_secs(60);
 /// Between the answer to a new stream and the end of the old one, and before a conflict is tried again.
 const OVERLAP: Duration = Duration::from_millis(100);
 /// A report that istiod lost is repeated after this, ±10 %: nothing acknowledges a report.
@@ -35,23 +35,6 @@ const REPEAT: Duration = Duration::from_secs(300);
 const FAREWELL: Duration = Duration::from_secs(2);
 /// From an unhealthy report to the end of the stream, when leaving for good: the close must not overtake it.
 const REPORTED: Duration = Duration::from_millis(300);
-/// A session's answers hold the endpoints of the services that select us.
-const MAX_ANSWER: usize = 16 << 20;
-/// Asked for when no service is known: an unknown cluster has an empty answer, which is all the acknowledgement takes.
-const NOBODY: &str = "outbound|80||we-agent.invalid";
-
-/// A stream that istiod has answered.
-struct Live {
-    stream: Stream,
-    /// The answer: endpoints of the services that select us, where they are known already.
-    answer: Option<Answer>,
-    /// The addresses it was registered with.
-    addresses: Addresses,
-    /// The certificate or token that it was opened with was not the best one: why.
-    refused: Option<Error>,
-    /// How long istiod took to answer.
-    took: Duration,
-}
 
 /// Why the stream shall be replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,58 +65,6 @@ pub(super) async fn hold(istiod: &Istiod, post: &mut Post) -> Result<(), Error> 
         () = post.stop.cancelled() => return Ok(()),
     };
     Session::new(istiod, live).run(post, identity).await
-}
-
-fn entry(istiod: &Istiod, addresses: &Addresses) -> Result<String, Error> {
-    let primary = addresses.primary.ok_or_else(|| Error::Invalid("this host has no usable address yet".to_owned()))?;
-    match istiod.workload.entry(primary) {
-        Ok(Some(entry)) => Ok(entry),
-        Ok(None) => {
-            Err(Error::Invalid("the bundle names no WorkloadGroup (ISTIO_META_AUTO_REGISTER_GROUP)".to_owned()))
-        }
-        Err(error) => Err(Error::Invalid(error.to_string())),
-    }
-}
-
-/// Opens a stream and waits for the answer that acknowledges the registration. Verdicts are reported meanwhile.
-async fn open(
-    istiod: &Istiod,
-    addresses: Addresses,
-    rungs: Vec<Rung>,
-    fresh: bool,
-    names: BTreeSet<String>,
-    health: watch::Receiver<Health>,
-) -> Result<Live, Error> {
-    let names = if names.is_empty() { BTreeSet::from([NOBODY.to_owned()]) } else { names };
-    let begin = Instant::now();
-    let (ours, watched, verdict) = (&addresses, &names, &health);
-    let attempt = |link: Arc<Link>| async move {
-        let node = istiod.node(ours, true);
-        let mut stream = Stream::new(istiod, link.clone(), node, istiod.xds, MAX_ANSWER)?;
-        stream.watch_endpoints(watched.clone());
-        let mut health = verdict.clone();
-        stream.report(&health.borrow_and_update());
-        let answered = async {
-            loop {
-                tokio::select! {
-                    answer = stream.next(istiod) => return answer,
-                    Ok(()) = health.changed() => stream.report(&health.borrow_and_update()),
-                }
-            }
-        };
-        let late = || Error::Timeout { call: ads::CALL, address: link.address(), within: ANSWER };
-        let answer = timeout(ANSWER, answered).await.map_err(|_| late())??;
-        Ok((stream, answer))
-    };
-    let endpoint = &istiod.workload.discovery;
-    let mut reached = istiod.climb(endpoint, rungs.clone(), fresh, attempt).await;
-    if matches!(&reached, Err(error) if error.is_conflict()) {
-        // Two of istiod's own writes have met; a moment later they do not.
-        sleep(OVERLAP).await;
-        reached = istiod.climb(endpoint, rungs, false, attempt).await;
-    }
-    let Reached { value: (stream, answer), refused } = reached?;
-    Ok(Live { stream, answer: Some(answer), refused, took: begin.elapsed(), addresses })
 }
 
 /// A session whose registration was acknowledged.

@@ -1,0 +1,55 @@
+//! What a port of the application speaks.
+
+use crate::status::Selection;
+use rustls::ClientConnection;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
+
+/// Bound on finding out.
+const PEEK: Duration = Duration::from_secs(2);
+
+/// What to say when the mesh will speak TLS to a port where nothing answers a handshake; none when all is well, or
+/// nobody listens (the probe says that).
+pub(super) async fn mismatch(workload: &str, ip: IpAddr, selection: &Selection) -> Option<String> {
+    if selection.tls != Some(true) {
+        return None;
+    }
+    for port in &selection.ports {
+        if speaks_tls(SocketAddr::new(ip, *port)).await == Some(false) {
+            return Some(format!(
+                "the mesh speaks mutual TLS to port {port}, but what listens there answers no TLS handshake, so calls from the mesh fail; \
+                 let the application serve TLS with the files in /run/we-agent/{workload}, or label the WorkloadGroup's template \
+                 security.istio.io/tlsMode: disabled and register anew"
+            ));
+        }
+    }
+    None
+}
+
+/// Sends a ClientHello and looks at the first byte that comes back: a handshake or an alert (RFC 8446, section 5.1), or
+/// something else. None when nobody listens.
+async fn speaks_tls(at: SocketAddr) -> Option<bool> {
+    let name = rustls::pki_types::ServerName::IpAddress(at.ip().into());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()?;
+    // No root is trusted and nothing but the hello is ever sent: the connection is dropped after the first byte.
+    let config = config.with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth();
+    let mut client = ClientConnection::new(Arc::new(config), name).ok()?;
+    let mut hello = Vec::new();
+    client.write_tls(&mut hello).ok()?;
+    let peek = async {
+        let mut tcp = TcpStream::connect(at).await.ok()?;
+        tcp.write_all(&hello).await.ok()?;
+        let mut first = [0];
+        Some(matches!(tcp.read(&mut first).await, Ok(1)) && matches!(first[0], 0x15 | 0x16))
+    };
+    timeout(PEEK, peek).await.unwrap_or(Some(false))
+}
