@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use crate::support::{Host, Running};
+use crate::support::{Host, Running, SOON};
 use std::time::{Duration, SystemTime};
 use we_agent::status::{IdentityState, RegistrationState};
-use we_lab::{Fault, Group, Lab, LabBuilder};
+use we_lab::{Event, Fault, Group, Lab, LabBuilder, What};
 
 fn group() -> Group {
     Group::new("vms", "payments").service_account("payments-sa")
@@ -98,5 +98,25 @@ async fn an_istiod_that_admits_no_more_is_told_and_waited_for() {
     lab.heal_all();
     new_token(&lab, &host);
     agent.ready("payments").await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_refused_certificate_does_not_keep_the_session_on_a_connection_that_ages() {
+    let lab = lab().ttl(Duration::from_secs(10)).age_grace(Duration::from_secs(1)).spawn().await.unwrap();
+    let host = host(&lab).config("defaults: {renewal: {minInterval: 1s}}");
+    let mut agent = host.start().await;
+    agent.ready("payments").await;
+    let mark = lab.mark();
+    lab.inject(Fault::RefuseNewCertificate);
+    agent.until("payments", "refused", |w| w.identity.state == IdentityState::Refused).await;
+    lab.inject(Fault::Goaway);
+    let opened = |e: &Event| matches!(e.what, What::StreamOpened { observer: false, .. });
+    assert!(lab.until_since(mark, SOON, opened).await.is_some());
+    let closed = |e: &Event| matches!(e.what, What::StreamClosed { .. });
+    assert!(lab.until_since(mark, SOON, closed).await.is_some());
+    let events = lab.events_since(mark);
+    assert!(!events.iter().any(|e| matches!(e.what, What::EntryDisconnected { .. })), "{events:#?}");
+    assert_eq!(agent.workload("payments").unwrap().registration.state, RegistrationState::Registered);
     agent.stop().await;
 }
