@@ -77,7 +77,7 @@ pub(crate) struct Istiod {
     pub(crate) orders: watch::Sender<Orders>,
     pub(crate) power: watch::Sender<Power>,
     pub(crate) registry: watch::Sender<Arc<Registry>>,
-    /// The last certificate that [`Fault::RefuseNewCertificate`] still accepts.
+    /// The last certificate that [`crate::Fault::RefuseNewCertificate`] still accepts.
     pub(crate) newest_accepted: AtomicU64,
     pub(crate) connections: AtomicU64,
     pub(crate) requests: AtomicU64,
