@@ -29,6 +29,8 @@ use unit::Unit;
 
 /// From one look for new or mended bundles to the next.
 const LOOK: Duration = Duration::from_secs(5);
+/// Who has not looked for this long is not alive: then the watchdog is not fed.
+const ALIVE: Duration = Duration::from_secs(20);
 /// Bound on ending everything.
 const STOP: Duration = Duration::from_secs(5);
 
@@ -68,9 +70,11 @@ impl Agent {
     pub async fn run(self, stop: CancellationToken) {
         let Self { root, config, admin, status, workloads } = self;
         let stopped = CancellationToken::new();
-        let supervisor = admin::supervise(status, config.ready_timeout, || true, stop.clone());
+        let (beat, heart) = watch::channel(Instant::now());
+        let alive = move || heart.borrow().elapsed() < ALIVE;
+        let supervisor = admin::supervise(status, config.ready_timeout, alive, stop.clone());
         let served = admin.run(stopped.clone());
-        let mut floor = Floor { root, config, workloads, slots: BTreeMap::new() };
+        let mut floor = Floor { root, config, workloads, beat, slots: BTreeMap::new() };
         let units = async {
             floor.run(stop).await;
             stopped.cancel();
@@ -100,6 +104,8 @@ struct Floor {
     root: Root,
     config: Config,
     workloads: watch::Sender<Workloads>,
+    /// When the floor was last looked over: what the watchdog goes by.
+    beat: watch::Sender<Instant>,
     slots: BTreeMap<String, Slot>,
 }
 
@@ -108,7 +114,8 @@ impl Floor {
         let (leaving, told) = watch::channel(false);
         let units = CancellationToken::new();
         loop {
-            self.look(&units, &told).await;
+            self.look(&units, &told);
+            self.beat.send_replace(Instant::now());
             let next = Instant::now() + LOOK;
             tokio::select! {
                 () = sleep_until(next) => {}
@@ -132,7 +139,7 @@ impl Floor {
     }
 
     /// Starts what is new, reads again what was broken and has changed, starts again what ended by a bug.
-    async fn look(&mut self, stop: &CancellationToken, leaving: &watch::Receiver<bool>) {
+    fn look(&mut self, stop: &CancellationToken, leaving: &watch::Receiver<bool>) {
         let (found, note) = self.find();
         let mut news = false;
         for (name, dir) in found {

@@ -1,4 +1,5 @@
-//! What the journal says: each transition of a fact once, with its cause. The loops themselves only speak at debug.
+//! What the journal says of certificate, registration and membership: each transition once, with its cause. The loops
+//! behind them only speak at debug; health, addresses and files say their own.
 
 use crate::{
     status::{Facts, Identity, Membership, Registration, Trouble},

@@ -166,7 +166,8 @@ impl<'a> Session<'a> {
 
     /// What follows from a stream that was just answered.
     fn settle(&mut self, post: &Post) {
-        self.refused = self.live.refused.take().map(|error| self.refusal(&error));
+        let refused = self.live.refused.take();
+        self.refused = refused.map(|error| self.refusal(&error));
         if let Some(Answer::Endpoints(assignments)) = self.live.answer.take() {
             self.observer.heard(&assignments, &self.live.addresses);
         }
@@ -182,9 +183,10 @@ impl<'a> Session<'a> {
     }
 
     fn refusal(&self, error: &Error) -> Trouble {
+        let since = self.refused.as_ref().map(|before| before.since);
         Trouble {
-            since: self.istiod.clock.now(),
-            kind: "new_certificate_refused",
+            since: since.unwrap_or_else(|| self.istiod.clock.now()),
+            kind: Trouble::NEW_CERTIFICATE_REFUSED,
             cause: format!(
                 "the control plane refuses our newest certificate, so the previous credential stays in use: {error}; \
                  if the mesh's CA was just changed, restart istiod"
@@ -215,6 +217,7 @@ impl<'a> Session<'a> {
     fn moved(&mut self, (why, live): (Move, Result<Live, Error>), post: &Post) {
         match live {
             Ok(live) => {
+                self.retire(); // should there still be one
                 let old = std::mem::replace(&mut self.live, live);
                 if old.addresses.primary != self.live.addresses.primary {
                     self.since = self.istiod.clock.now();
