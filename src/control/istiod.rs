@@ -55,8 +55,8 @@ pub struct Istiod {
     /// Where the platform says that we are.
     cloud: Option<Locality>,
     clock: Clock,
-    /// Connections that somebody still holds. The lock is kept during a dial, so that two callers share it; a dial is
-    /// bounded.
+    /// Connections that somebody still holds. The one lock that is held across an `.await`: during a dial, which is
+    /// bounded, so that a request for a certificate and a session that begin together share one connection.
     links: Mutex<Vec<Weak<Link>>>,
 }
 
