@@ -86,7 +86,7 @@ impl Agent {
 /// A workload's place: it runs, or waits until its bundle is mended.
 #[derive(Debug)]
 enum Slot {
-    Running { unit: Unit, key: Key },
+    Running { unit: Unit, key: Option<Key> },
     Broken { files: FileWatch, mistakes: Vec<String> },
 }
 
@@ -97,6 +97,18 @@ struct Key {
     group: String,
     network: String,
     given: Vec<IpAddr>,
+}
+
+impl Key {
+    /// None for a workload that is not registered.
+    fn of(workload: &Workload) -> Option<Self> {
+        Some(Self {
+            namespace: workload.namespace.clone(),
+            group: workload.group.clone().or_else(|| workload.existing_entry.clone())?,
+            network: workload.network.clone(),
+            given: workload.given.clone(),
+        })
+    }
 }
 
 /// All workloads of this host.
@@ -210,12 +222,7 @@ impl Floor {
                 return Slot::Broken { files, mistakes };
             }
         };
-        let key = Key {
-            namespace: workload.namespace.clone(),
-            group: workload.group.clone().or_else(|| workload.existing_entry.clone()).unwrap_or_default(),
-            network: workload.network.clone(),
-            given: workload.given.clone(),
-        };
+        let key = Key::of(&workload);
         Slot::Running { unit: Unit::start(workload, settings, &self.root, stop, leaving), key }
     }
 
@@ -225,17 +232,9 @@ impl Floor {
         let host = HostFacts { host_name: host_name() };
         let overrides = unit::overrides(&self.config.workload(name)).map_err(|mistake| vec![mistake])?;
         let workload = bundle.workload(name, &overrides, &host).map_err(texts)?;
-        let same = |slot: &&Slot| match slot {
-            Slot::Running { key, .. } => {
-                workload.registers()
-                    && key.group
-                        == workload.group.clone().or_else(|| workload.existing_entry.clone()).unwrap_or_default()
-                    && (&key.namespace, &key.network, &key.given)
-                        == (&workload.namespace, &workload.network, &workload.given)
-            }
-            Slot::Broken { .. } => false,
-        };
-        let twin = self.slots.iter().filter(|(other, _)| *other != name).find(|(_, slot)| same(slot));
+        let key = Key::of(&workload);
+        let same = |slot: &Slot| matches!(slot, Slot::Running { key: other, .. } if key.is_some() && *other == key);
+        let twin = self.slots.iter().find(|(other, slot)| *other != name && same(slot));
         match twin {
             Some((other, _)) => Err(vec![format!(
                 "the same WorkloadGroup, network and address as workload {other}: istiod would keep one WorkloadEntry for \
