@@ -114,6 +114,37 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Reads `key` as a list of sections. What `read` returns none for has been complained about.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &'static str,
+        mut read: impl FnMut(&mut Section<'_>) -> Option<T>,
+        target: &mut Vec<T>,
+    ) {
+        let name = self.full(key);
+        let nodes = match self.look(key) {
+            None => return,
+            Some(Node::Sequence(list)) => list.iter(),
+            Some(node) => return self.wrong(node, format!("{name} must be a list (\"- \" before each of its items)")),
+        };
+        target.clear();
+        for (index, node) in nodes.enumerate() {
+            let name = format!("{name}[{index}]");
+            match node {
+                Node::Mapping(node) => {
+                    Section::read(node, &name, self.mistakes, |s| target.extend(read(s)));
+                }
+                node => self.wrong(node, format!("{name} must be a mapping (\"- KEY: VALUE\")")),
+            }
+        }
+    }
+
+    /// Complains about this section as a whole.
+    pub(super) fn mistake(&mut self, message: &str) {
+        let place = if self.name.is_empty() { String::new() } else { format!("{}: ", self.name) };
+        self.mistakes.push(Mistake::at(self.node.span().start(), format!("{place}{message}")));
+    }
+
     /// Reads the mapping `key` as pairs of texts.
     pub(super) fn pairs(&mut self, key: &'static str, mut put: impl FnMut(&str, &str) -> Result<(), String>) {
         for (name, node) in self.entries(key) {

@@ -16,10 +16,10 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use we_agent::{
-    publish::{self, Files, Layout, Outcome},
+    publish::{self, Files, Folder, Layout, Outcome},
     spiffe::{KeyKind, PrivateKey, X509Context},
     status::{Identity, Publication},
-    system::{Access, Root},
+    system::{Grant, Root},
     time::Clock,
 };
 
@@ -35,11 +35,14 @@ impl Host {
     }
 
     fn files(&self, layout: Layout) -> Files {
-        let dir = if layout == Layout::Flat { "/etc/certs" } else { "/run/we-agent/payments" };
+        let (dir, folder) = match layout {
+            Layout::Flat => ("/etc/certs", Folder::Theirs),
+            _ => ("/run/we-agent/payments", Folder::Own { open: false }),
+        };
         if layout == Layout::Flat {
             fs::create_dir_all(self.0.path().join("etc/certs")).unwrap();
         }
-        Files::new(&Root::new(self.0.path()), dir, layout, Access::Owner)
+        Files::new(&Root::new(self.0.path()), dir, folder, layout, Grant::default())
     }
 }
 
@@ -98,9 +101,10 @@ fn a_group_may_be_let_in() {
     let host = Host::new();
     let (context, gid) = (issue(&mesh(), SystemTime::now()), fs::metadata(host.0.path()).unwrap().gid());
     let root = Root::new(host.0.path());
-    let files = |access| Files::new(&root, "/run/we-agent/payments", Layout::Generations, access);
-    files(Access::Owner).publish(&context, SystemTime::now()).unwrap();
-    let files = files(Access::Group(gid));
+    let files =
+        |open, grant| Files::new(&root, "/run/we-agent/payments", Folder::Own { open }, Layout::Generations, grant);
+    files(false, Grant::default()).publish(&context, SystemTime::now()).unwrap();
+    let files = files(true, Grant { group: Some(gid.to_string()), mode: 0o640, owner: None });
     assert_eq!(
         files.publish(&context, SystemTime::now()).unwrap(),
         Outcome::Written,
@@ -108,7 +112,7 @@ fn a_group_may_be_let_in() {
     );
     assert_eq!(files.publish(&context, SystemTime::now()).unwrap(), Outcome::Unchanged);
     let data = files.path().join("..data");
-    assert_eq!((mode(&files.path()), mode(&data), mode(&data.join("key.pem"))), (0o750, 0o750, 0o640));
+    assert_eq!((mode(&files.path()), mode(&data), mode(&data.join("key.pem"))), (0o755, 0o750, 0o640));
 }
 
 #[test]
@@ -237,7 +241,7 @@ fn squatted_names_and_unsafe_parents_are_refused_before_anything_is_written() {
     fs::set_permissions(&parent, fs::Permissions::from_mode(0o777)).unwrap();
     assert_eq!(host.files(Layout::Generations).publish(&context, now).unwrap_err().kind(), "unsafe_path");
 
-    let missing = Files::new(&Root::new(host.0.path()), "/etc/none", Layout::Flat, Access::Owner);
+    let missing = Files::new(&Root::new(host.0.path()), "/etc/none", Folder::Theirs, Layout::Flat, Grant::default());
     let error = missing.publish(&context, now).unwrap_err();
     assert!(error.to_string().ends_with("etc/none: no such file or directory: create it"), "{error}");
 }
