@@ -114,6 +114,9 @@ impl OutputConfig {
         s.set_some("group", value::account, &mut output.group);
         let public = word == Some(FormatWord::Trust);
         s.set_some("mode", if public { value::public_mode } else { value::mode }, &mut output.mode);
+        if s.is_wrong() {
+            return None;
+        }
         output.format = match (word, password_file) {
             (Some(FormatWord::Pkcs12), Some(password_file)) => OutputFormat::Pkcs12 { password_file },
             (Some(FormatWord::Pkcs12), None) => {

@@ -16,6 +16,8 @@ pub(super) struct Section<'a> {
     name: &'a str,
     keys: Vec<&'static str>,
     mistakes: &'a mut Vec<Mistake>,
+    /// How many mistakes there were before this section.
+    before: usize,
 }
 
 impl<'a> Section<'a> {
@@ -26,7 +28,8 @@ impl<'a> Section<'a> {
         mistakes: &'a mut Vec<Mistake>,
         read: impl FnOnce(&mut Section<'_>),
     ) {
-        let mut section = Section { node, name, keys: Vec::new(), mistakes };
+        let before = mistakes.len();
+        let mut section = Section { node, name, keys: Vec::new(), mistakes, before };
         read(&mut section);
         let Section { keys, mistakes, .. } = section;
         for key in node.keys().filter(|key| !keys.contains(&key.as_str())) {
@@ -137,6 +140,11 @@ impl<'a> Section<'a> {
                 node => self.wrong(node, format!("{name} must be a mapping (\"- KEY: VALUE\")")),
             }
         }
+    }
+
+    /// Whether something in this section was complained about already.
+    pub(super) fn is_wrong(&self) -> bool {
+        self.mistakes.len() > self.before
     }
 
     /// Complains about this section as a whole.
