@@ -7,10 +7,7 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use tokio::sync::watch;
@@ -23,18 +20,18 @@ use we_agent::{
     time::Clock,
 };
 
-const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
-const NAMES: [&str; 3] = ["key.pem", "cert-chain.pem", "root-cert.pem"];
+pub(crate) const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
+pub(crate) const NAMES: [&str; 3] = ["key.pem", "cert-chain.pem", "root-cert.pem"];
 
 /// A VM in a temporary directory, in memory where there is one.
-struct Host(tempfile::TempDir);
+pub(crate) struct Host(pub(crate) tempfile::TempDir);
 
 impl Host {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
     }
 
-    fn files(&self, layout: Layout) -> Files {
+    pub(crate) fn files(&self, layout: Layout) -> Files {
         let (dir, folder) = match layout {
             Layout::Flat => ("/etc/certs", Folder::Theirs),
             _ => ("/run/we-agent/payments", Folder::Own { open: false }),
@@ -46,17 +43,17 @@ impl Host {
     }
 }
 
-fn issue(authority: &Authority, now: SystemTime) -> Arc<X509Context> {
+pub(crate) fn issue(authority: &Authority, now: SystemTime) -> Arc<X509Context> {
     let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
     let answer = authority.issue(key.pem(), &Leaf::new(&[ID], now));
     X509Context::from_answer(&ID.parse().unwrap(), key, &answer, now).unwrap()
 }
 
-fn mesh() -> Authority {
+pub(crate) fn mesh() -> Authority {
     Authority::root("mesh").intermediate("istiod")
 }
 
-fn texts(context: &X509Context) -> [String; 3] {
+pub(crate) fn texts(context: &X509Context) -> [String; 3] {
     [context.svid.key().pem().to_owned(), context.svid.chain_pem(), context.bundle.pem()]
 }
 
@@ -64,13 +61,13 @@ fn read(dir: &Path) -> [String; 3] {
     NAMES.map(|name| fs::read_to_string(dir.join(name)).unwrap())
 }
 
-fn names(dir: &Path) -> Vec<String> {
+pub(crate) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
 
-fn mode(path: &Path) -> u32 {
+pub(crate) fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
@@ -244,41 +241,6 @@ fn squatted_names_and_unsafe_parents_are_refused_before_anything_is_written() {
     let missing = Files::new(&Root::new(host.0.path()), "/etc/none", Folder::Theirs, Layout::Flat, Grant::default());
     let error = missing.publish(&context, now).unwrap_err();
     assert!(error.to_string().ends_with("etc/none: no such file or directory: create it"), "{error}");
-}
-
-#[test]
-fn a_reader_that_resolves_the_link_once_never_meets_a_mismatch() {
-    let (host, authority, now) = (Host::new(), mesh(), SystemTime::now());
-    let files = host.files(Layout::Generations);
-    let contexts: Vec<_> = (0..8).map(|_| issue(&authority, now)).collect();
-    let pairs: Vec<_> = contexts.iter().map(|context| texts(context)).collect();
-    files.publish(&contexts[0], now).unwrap();
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let (stopped, dir) = (Arc::clone(&stop), files.path());
-    let reader = std::thread::spawn(move || {
-        let (mut whole, mut gone) = (0u32, 0u32);
-        while !stopped.load(Ordering::Relaxed) {
-            let data = dir.join(fs::read_link(dir.join("..data")).unwrap());
-            let read = NAMES.map(|name| fs::read_to_string(data.join(name)));
-            match read {
-                [Ok(key), Ok(chain), Ok(roots)] => {
-                    assert!(pairs.contains(&[key, chain, roots]), "a mismatch");
-                    whole += 1;
-                }
-                // Four generations have come in the meantime: the reader looks again.
-                _ => gone += 1,
-            }
-        }
-        (whole, gone)
-    });
-    for turn in 1..=3000 {
-        files.publish(&contexts[turn % contexts.len()], now).unwrap();
-    }
-    stop.store(true, Ordering::Relaxed);
-    let (whole, gone) = reader.join().unwrap();
-    println!("3000 switches, {whole} pairs read, {gone} generations gone before they were read");
-    assert!(whole > 1000, "the reader was not awake: {whole}, {gone}");
 }
 
 /// Waits for a condition of a fact, with a deadline.
