@@ -98,7 +98,7 @@ impl Config {
         top.section("defaults", |s| {
             self.defaults.read(s);
             if self.defaults.files.outputs.iter().any(|output| output.dir.is_some()) {
-                s.mistake("files.outputs: every workload would write to the same dir; give it in workloads.<name>");
+                s.mistake("has files.outputs with a dir, so that every workload would write there; give it in workloads.<name>");
             }
         });
         let (defaults, workloads) = (&self.defaults, &mut self.workloads);
@@ -108,7 +108,10 @@ impl Config {
             workload.read(s);
             for path in workload.files.outputs.iter().flat_map(|output| output.paths(name)) {
                 if let Some(other) = taken.insert(path.clone(), name.to_owned()).filter(|other| other != name) {
-                    s.mistake(&format!("files.outputs: {} is written by workload {other}, too", path.display()));
+                    s.mistake(&format!(
+                        "writes to {}, and so does workload {other}; give one of them another dir",
+                        path.display()
+                    ));
                 }
             }
             workloads.insert(name.to_owned(), workload);

@@ -120,23 +120,25 @@ impl OutputConfig {
         output.format = match (word, password_file) {
             (Some(FormatWord::Pkcs12), Some(password_file)) => OutputFormat::Pkcs12 { password_file },
             (Some(FormatWord::Pkcs12), None) => {
-                s.mistake("pkcs12 needs a password; put one line into a file and name it with passwordFile");
+                s.mistake(
+                    "has format: pkcs12, which needs a password; put it into a file and name that with passwordFile",
+                );
                 return None;
             }
             (_, Some(_)) => {
-                s.mistake("passwordFile is for format: pkcs12 alone; remove it");
+                s.mistake("has a passwordFile, which is for format: pkcs12 alone; remove it");
                 return None;
             }
             (Some(FormatWord::Combined), None) => OutputFormat::Combined,
             (Some(FormatWord::Trust), None) => OutputFormat::Trust,
             (Some(FormatWord::Pem), None) => OutputFormat::Pem,
             (None, None) => {
-                s.mistake("needs format: pem, combined, pkcs12 or trust");
+                s.mistake("needs a format: pem, combined, pkcs12 or trust");
                 return None;
             }
         };
         if output.format == OutputFormat::Pem && output.name.is_some() {
-            s.mistake("name is for one file, and format: pem writes three; remove it");
+            s.mistake("has a name, which is for one file, and format: pem writes three; remove it");
         }
         Some(output)
     }
@@ -146,10 +148,13 @@ impl FilesConfig {
     pub(super) fn read(&mut self, s: &mut Section<'_>) {
         s.set("outputCerts", value::boolean, &mut self.output_certs);
         s.set("mode", value::mode, &mut self.mode);
-        s.list("outputs", OutputConfig::read, &mut self.outputs);
+        let mut outputs = Vec::new();
+        if s.list("outputs", |s| outputs.extend(OutputConfig::read(s))) {
+            self.outputs = outputs;
+        }
         let mut seen = BTreeSet::new();
         for path in self.outputs.iter().flat_map(|output| output.paths("<workload>")) {
-            let told = format!("{} is the place of two outputs; give one of them another name or dir", path.display());
+            let told = format!("has two outputs at {}; give one of them another name or dir", path.display());
             if !seen.insert(path) {
                 s.mistake(&told);
             }

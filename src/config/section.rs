@@ -95,6 +95,32 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Reads the list `key`, each element a section; whether it is given.
+    pub(super) fn list(&mut self, key: &'static str, mut read: impl FnMut(&mut Section<'_>)) -> bool {
+        let list = match self.look(key) {
+            None => return false,
+            Some(Node::Sequence(list)) => list,
+            Some(node) => {
+                self.wrong(node, format!("{} must be a list (\"- \" and keys)", self.full(key)));
+                return true;
+            }
+        };
+        for (index, node) in list.iter().enumerate() {
+            let full = format!("{}[{index}]", self.full(key));
+            match node {
+                Node::Mapping(node) => Section::read(node, &full, self.mistakes, &mut read),
+                node => self.wrong(node, format!("{full} must be a mapping, for example {{key: value}}")),
+            }
+        }
+        true
+    }
+
+    /// Complains about the section as a whole; `message` reads on after its name.
+    pub(super) fn mistake(&mut self, message: &str) {
+        let message = format!("{} {message}", self.name);
+        self.mistakes.push(Mistake::at(self.node.span().start(), message));
+    }
+
     /// Reads the mapping `key`, whose keys are names that `check` accepts and whose values are sections.
     pub(super) fn sections(
         &mut self,
@@ -117,40 +143,9 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Reads `key` as a list of sections. What `read` returns none for has been complained about.
-    pub(super) fn list<T>(
-        &mut self,
-        key: &'static str,
-        mut read: impl FnMut(&mut Section<'_>) -> Option<T>,
-        target: &mut Vec<T>,
-    ) {
-        let name = self.full(key);
-        let nodes = match self.look(key) {
-            None => return,
-            Some(Node::Sequence(list)) => list.iter(),
-            Some(node) => return self.wrong(node, format!("{name} must be a list (\"- \" before each of its items)")),
-        };
-        target.clear();
-        for (index, node) in nodes.enumerate() {
-            let name = format!("{name}[{index}]");
-            match node {
-                Node::Mapping(node) => {
-                    Section::read(node, &name, self.mistakes, |s| target.extend(read(s)));
-                }
-                node => self.wrong(node, format!("{name} must be a mapping (\"- KEY: VALUE\")")),
-            }
-        }
-    }
-
     /// Whether something in this section was complained about already.
     pub(super) fn is_wrong(&self) -> bool {
         self.mistakes.len() > self.before
-    }
-
-    /// Complains about this section as a whole.
-    pub(super) fn mistake(&mut self, message: &str) {
-        let place = if self.name.is_empty() { String::new() } else { format!("{}: ", self.name) };
-        self.mistakes.push(Mistake::at(self.node.span().start(), format!("{place}{message}")));
     }
 
     /// Reads the mapping `key` as pairs of texts.

@@ -137,11 +137,17 @@ fn outputs_are_a_list_of_sections_and_a_workload_has_its_own() {
 #[test]
 fn mistakes_in_outputs_name_the_item_and_the_fix() {
     for (item, said) in [
-        ("{dir: /srv/a}", "outputs[0]: needs format: pem, combined, pkcs12 or trust"),
+        ("{dir: /srv/a}", "outputs[0] needs a format: pem, combined, pkcs12 or trust"),
         ("{format: jks}", "outputs[0].format: \"jks\" is none of pem, combined, pkcs12, trust"),
-        ("{format: pkcs12}", "outputs[0]: pkcs12 needs a password; put one line into a file and name it"),
-        ("{format: pem, passwordFile: /p}", "outputs[0]: passwordFile is for format: pkcs12 alone; remove it"),
-        ("{format: pem, name: a.pem}", "outputs[0]: name is for one file, and format: pem writes three; remove it"),
+        ("{format: pkcs12}", "outputs[0] has format: pkcs12, which needs a password; put it into a file and"),
+        (
+            "{format: pem, passwordFile: /p}",
+            "outputs[0] has a passwordFile, which is for format: pkcs12 alone; remove it",
+        ),
+        (
+            "{format: pem, name: a.pem}",
+            "outputs[0] has a name, which is for one file, and format: pem writes three; remove it",
+        ),
         ("{format: trust, name: ../a}", "outputs[0].name: \"../a\" is no name for a file"),
         ("{format: trust, dir: certs}", "outputs[0].dir: \"certs\" is no path that can be used here"),
         ("{format: trust, dir: /a/../b}", "is no path that can be used here; write an absolute one without"),
@@ -151,9 +157,12 @@ fn mistakes_in_outputs_name_the_item_and_the_fix() {
         ("{format: trust, group: 'a:b'}", "outputs[0].group: \"a:b\" is no name or number of an account"),
         ("{format: trust, owner: '4294967295'}", "4294967294"),
         ("{format: trust, colour: red}", "unknown key \"colour\" in workloads.a.files.outputs[0]; known are: format, "),
-        ("trust", "workloads.a.files.outputs[0] must be a mapping (\"- KEY: VALUE\")"),
-        ("{format: trust}, {format: trust}", "/trust.pem is the place of two outputs; give one of them another name"),
-        ("{format: pem}, {format: combined, name: key.pem}", "/key.pem is the place of two outputs"),
+        ("trust", "workloads.a.files.outputs[0] must be a mapping, for example {key: value}"),
+        (
+            "{format: trust}, {format: trust}",
+            "workloads.a.files has two outputs at /run/we-agent/<workload>/trust.pem; give one of them",
+        ),
+        ("{format: pem}, {format: combined, name: key.pem}", "/key.pem; give one of them another name or dir"),
     ] {
         let error = parse(&format!("workloads: {{a: {{files: {{outputs: [{item}]}}}}}}\n")).unwrap_err();
         // Who is not root hears that first.
@@ -161,7 +170,7 @@ fn mistakes_in_outputs_name_the_item_and_the_fix() {
         assert_eq!(error.lines().count(), 1, "{item}: {error}");
     }
     let error = parse("workloads: {a: {files: {outputs: {format: pem}}}}\n").unwrap_err();
-    assert!(error.ends_with("workloads.a.files.outputs must be a list (\"- \" before each of its items)"), "{error}");
+    assert!(error.ends_with("workloads.a.files.outputs must be a list (\"- \" and keys)"), "{error}");
     assert!(value::owner_as("root", false).unwrap_err().contains("we-agent does not run as root here"));
     assert_eq!(value::owner_as("root", true).as_deref(), Ok("root"));
 }
@@ -171,9 +180,11 @@ fn no_two_workloads_write_to_the_same_place() {
     let same = "{files: {outputs: [{format: combined, dir: /srv/certs}]}}";
     let error = parse(&format!("workloads:\n  a: {same}\n  b: {same}\n")).unwrap_err();
     assert!(error.starts_with("c.yaml:3:"), "{error}");
-    assert!(error.ends_with("workloads.b: files.outputs: /srv/certs/combined.pem is written by workload a, too"));
+    assert!(error.ends_with(
+        "workloads.b writes to /srv/certs/combined.pem, and so does workload a; give one of them another dir"
+    ));
     let error = parse(&format!("defaults: {same}\n")).unwrap_err();
-    assert!(error.contains("every workload would write to the same dir; give it in workloads.<name>"), "{error}");
+    assert!(error.contains("so that every workload would write there; give it in workloads.<name>"), "{error}");
     parse("workloads: {a: {files: {outputs: [{format: trust}]}}, b: {files: {outputs: [{format: trust}]}}}").unwrap();
 }
 

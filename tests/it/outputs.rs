@@ -4,13 +4,15 @@
 use crate::{
     authority::Authority,
     files::{Host, ID, issue, mesh, mode, names},
+    published, rotation,
+    support::SOON,
 };
 use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 use we_agent::{
     publish::{Content, Files, Folder, Layout, Outcome, SingleFile},
@@ -254,4 +256,122 @@ fn a_name_that_is_taken_by_something_else_is_refused() {
 
     fs::set_permissions(files.path(), fs::Permissions::from_mode(0o777)).unwrap();
     assert_eq!(files.publish(&context, now).unwrap_err().kind(), "unsafe_path");
+}
+
+/// A file system of 64 KiB that goes away with it.
+struct Small(PathBuf);
+
+impl Small {
+    /// None where we may not mount.
+    fn mount(at: PathBuf) -> Option<Self> {
+        fs::create_dir_all(&at).unwrap();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k,mode=755", "tmpfs"]).arg(&at).output();
+        if mounted.is_ok_and(|output| output.status.success()) {
+            return Some(Self(at));
+        }
+        println!("skipped: this user may not mount a small file system; run as root");
+        None
+    }
+
+    fn remount(&self, how: &str) {
+        let options = format!("remount,{how}");
+        assert!(Command::new("mount").args(["-o", &options]).arg(&self.0).status().unwrap().success());
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_disk_that_is_full_or_read_only_keeps_what_is_there() {
+    let (host, authority, now) = (Host::new(), mesh(), SystemTime::now());
+    let Some(disk) = Small::mount(host.0.path().join("etc/peer")) else { return };
+    let set =
+        Files::new(&Root::new(host.0.path()), "/etc/peer/certs", Folder::Given, Layout::Generations, Grant::default());
+    let outputs = [set, single(&host, "a.pem", Content::Combined, Grant::default())];
+    let (old, new) = (issue(&authority, now), issue(&authority, now));
+    let publish = |context: &X509Context| outputs.each_ref().map(|output| output.publish(context, now));
+    let says = |context: &X509Context| {
+        let dir = outputs[0].path();
+        let read = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
+        assert_eq!(read("a.pem"), combined_text(context));
+        assert_eq!(format!("{}{}", read("key.pem"), read("cert-chain.pem")), combined_text(context));
+    };
+    for result in publish(&old) {
+        assert_eq!(result.unwrap(), Outcome::Written);
+    }
+    fs::write(disk.0.join("ballast"), [b'x'; 1 << 16]).unwrap_err();
+    for result in publish(&new) {
+        let error = result.unwrap_err();
+        assert_eq!(error.kind(), "disk_full");
+        assert!(error.to_string().ends_with("no space left on device: free some space there"), "{error}");
+    }
+    says(&old);
+    disk.remount("ro");
+    for result in publish(&new) {
+        assert_eq!(result.unwrap_err().kind(), "read_only");
+    }
+    says(&old);
+    disk.remount("rw");
+    fs::remove_file(disk.0.join("ballast")).unwrap();
+    for result in publish(&new) {
+        assert_eq!(result.unwrap(), Outcome::Written);
+    }
+    says(&new);
+}
+
+/// The configuration that the README shows, on a host of its own.
+#[tokio::test]
+async fn every_output_that_is_configured_follows_each_rotation() {
+    let lab = rotation::lab().ttl(Duration::from_secs(6)).spawn().await.unwrap();
+    let config = "
+defaults: {renewal: {minInterval: 100ms}}
+workloads:
+  payments:
+    files:
+      outputs:
+        - format: pem
+        - {format: combined, dir: /etc/haproxy/certs, name: payments.pem}
+        - {format: pkcs12, passwordFile: /etc/password}
+        - {format: trust}
+        - {format: combined, group: no-such-group}
+";
+    let host = crate::support::Host::new()
+        .bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"))
+        .config(config);
+    fs::write(host.path("/etc/password"), PASSWORD).unwrap();
+    fs::set_permissions(host.path("/etc/password"), fs::Permissions::from_mode(0o600)).unwrap();
+    let mut agent = host.start().await;
+
+    let own = published::dir(&host, "payments");
+    let mut seen = String::new();
+    for _ in 0..2 {
+        let report = agent
+            .until("payments", "written everywhere it can be", |w| {
+                let serial = &w.files[0].serial;
+                serial.as_ref().is_some_and(|serial| *serial != seen)
+                    && w.files[..4].iter().all(|output| output.serial == *serial && output.cause.is_none())
+                    && w.files[4].cause.is_some()
+            })
+            .await;
+        let words: Vec<_> = report.files.iter().map(|output| output.publisher.as_str()).collect();
+        assert_eq!(words, ["files", "combined", "pkcs12", "trust", "combined-2"]);
+        let cause = report.files[4].cause.as_deref().unwrap();
+        assert!(cause.contains("this host knows no group no-such-group"), "{cause}");
+        assert_eq!(report.files[4].serial, None, "one that fails does not hinder the others");
+        seen = report.files[0].serial.clone().unwrap();
+    }
+    tokio::time::timeout(SOON, agent.stop()).await.unwrap();
+
+    // Stopping is not leaving: everything stays, and all of it is of one certificate.
+    let pair = published::pair(&own, rotation::ID).unwrap();
+    let combined = host.path("/etc/haproxy/certs/payments.pem");
+    assert_eq!(fs::read_to_string(&combined).unwrap(), combined_text(&pair));
+    assert_eq!(fs::read_to_string(own.join("trust.pem")).unwrap(), pair.bundle.pem());
+    let modes = [own.clone(), own.join("identity.p12"), own.join("trust.pem"), combined].map(|path| mode(&path));
+    assert_eq!(modes, [0o755, 0o600, 0o644, 0o600], "the roots are for everybody, and so is the way to them");
+    assert!(own.join("identity.p12").exists() && !own.join("combined.pem").exists());
 }
