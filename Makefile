@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What make bench measures against: lab (the miniature control plane here) or rig (a real istiod; see CONTRIBUTING.md).
 CONTROL ?= lab
 
-.PHONY: help demo test lint bench
+.PHONY: help demo test lint soak bench
 
 help: ## Show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
@@ -19,6 +19,9 @@ test: ## Everything that CI runs
 lint: ## Format and clippy only
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
+
+soak: ## What the tests do for seconds, done for long: a million switches under a reader
+	WE_AGENT_SWITCHES=1000000 cargo test --test it readers:: -- --nocapture
 
 # One package at a time: built together, the agent would get features that only the others want.
 bench: ## Measure the release build (CONTROL=rig BENCH_BUNDLE=DIR: against an istiod of yours, see CONTRIBUTING.md)

@@ -5,6 +5,7 @@
 //! in order, five seconds at most; then the admin sockets go. Files and store stay: stopping is not leaving.
 
 mod journal;
+mod outputs;
 mod unit;
 
 use crate::{

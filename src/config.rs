@@ -4,15 +4,15 @@
 //! is refused, and all mistakes are told at once, each with its line and column. `config/we-agent.yaml` shows every key
 //! at its default; a test holds it to the code.
 
+mod files;
 mod mistake;
 mod section;
 mod settings;
 mod value;
 
+pub use files::{FilesConfig, OutputConfig, OutputFormat};
 pub use mistake::{ConfigError, Mistake};
-pub use settings::{
-    ControlPlaneConfig, FilesConfig, HealthConfig, IdentityConfig, MembershipConfig, WorkloadConfig, XdsMode,
-};
+pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, WorkloadConfig, XdsMode};
 
 use crate::{system::Root, telemetry::LogFilter};
 use marked_yaml::LoaderOptions;
@@ -21,7 +21,7 @@ use std::{
     collections::BTreeMap,
     io::{ErrorKind, Read},
     net::{Ipv4Addr, SocketAddr},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -95,11 +95,25 @@ impl Config {
         top.section("startup", |s| s.set("readyTimeout", value::duration, &mut self.ready_timeout));
         top.section("admin", |s| s.set("address", value::admin_address, &mut self.admin_address));
         top.section("log", |s| s.set_some("level", value::log_level, &mut self.log_level));
-        top.section("defaults", |s| self.defaults.read(s));
+        top.section("defaults", |s| {
+            self.defaults.read(s);
+            if self.defaults.files.outputs.iter().any(|output| output.dir.is_some()) {
+                s.mistake("has files.outputs with a dir, so that every workload would write there; give it in workloads.<name>");
+            }
+        });
         let (defaults, workloads) = (&self.defaults, &mut self.workloads);
+        let mut taken: BTreeMap<PathBuf, String> = BTreeMap::new();
         top.sections("workloads", value::workload_name, |name, s| {
             let mut workload = defaults.clone();
             workload.read(s);
+            for path in workload.files.outputs.iter().flat_map(|output| output.paths(name)) {
+                if let Some(other) = taken.insert(path.clone(), name.to_owned()).filter(|other| other != name) {
+                    s.mistake(&format!(
+                        "writes to {}, and so does workload {other}; give one of them another dir",
+                        path.display()
+                    ));
+                }
+            }
             workloads.insert(name.to_owned(), workload);
         });
     }

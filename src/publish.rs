@@ -2,4 +2,4 @@
 
 mod files;
 
-pub use files::{Files, FilesError, Layout, Outcome, run};
+pub use files::{Content, Files, FilesError, Folder, Layout, Outcome, SingleFile, run};

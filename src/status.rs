@@ -193,5 +193,5 @@ pub struct Facts {
     /// Written by the address loop.
     pub addresses: watch::Receiver<Addresses>,
     /// One per publisher: its name and what it has put out.
-    pub publications: Vec<(&'static str, watch::Receiver<Publication>)>,
+    pub publications: Vec<(String, watch::Receiver<Publication>)>,
 }

@@ -1,6 +1,7 @@
 //! The host: where its files are, how they are written and watched, what its names mean, its signals and its service
 //! manager.
 
+mod access;
 mod dir;
 pub mod notify;
 mod power;
@@ -9,7 +10,8 @@ mod route;
 mod signal;
 mod watch;
 
-pub use dir::{Access, Dir, DirError};
+pub use access::{Access, Grant};
+pub use dir::{Dir, DirError};
 pub use power::going_down;
 pub use resolver::Resolver;
 pub use route::{is_of_this_host, source_of_route};

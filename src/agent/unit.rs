@@ -1,17 +1,15 @@
 //! One workload at work: its loops, its facts, and nothing shared with another.
 
-use super::journal;
+use super::{journal, outputs::outputs};
 use crate::{
     address,
     config::{MembershipConfig, WorkloadConfig, XdsMode},
     control::{Credential, Istiod, MembershipSettings, Post, Xds, read_roots},
     health::{self, ProbeSettings},
     identity::{self, Wanted},
-    locality,
-    publish::{self, Files, Layout},
-    session,
+    locality, publish, session,
     status::{Addresses, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus},
-    system::{Access, FileWatch, Resolver, Root},
+    system::{FileWatch, Resolver, Root},
     time::Clock,
     workload::{Locality, Overrides, Workload},
 };
@@ -63,7 +61,7 @@ impl Unit {
             membership: membership.subscribe(),
             health: health.subscribe(),
             addresses: addresses.subscribe(),
-            publications: outputs.iter().map(|(name, _, fact)| (*name, fact.subscribe())).collect(),
+            publications: outputs.iter().map(|(name, _, fact)| (name.clone(), fact.subscribe())).collect(),
         };
 
         let stop = stop.child_token();
@@ -181,19 +179,6 @@ fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted
         root: root.clone(),
         store: Path::new("/var/lib/we-agent").join(&workload.name),
     }
-}
-
-/// Where the certificate goes.
-fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Vec<(&'static str, Files)> {
-    // 0640: for the group that we run as.
-    let access =
-        if settings.files.mode & 0o040 == 0 { Access::Owner } else { Access::Group(nix::unistd::getegid().as_raw()) };
-    let own = Path::new("/run/we-agent").join(&workload.name);
-    let mut outputs = vec![("files", Files::new(root, own, Layout::Generations, access))];
-    if let Some(dir) = workload.output_certs.as_ref().filter(|_| settings.files.output_certs) {
-        outputs.push(("output_certs", Files::new(root, dir, Layout::Flat, access)));
-    }
-    outputs
 }
 
 /// What our own configuration says over the bundle.

@@ -16,6 +16,8 @@ pub(super) struct Section<'a> {
     name: &'a str,
     keys: Vec<&'static str>,
     mistakes: &'a mut Vec<Mistake>,
+    /// How many mistakes there were before this section.
+    before: usize,
 }
 
 impl<'a> Section<'a> {
@@ -26,7 +28,8 @@ impl<'a> Section<'a> {
         mistakes: &'a mut Vec<Mistake>,
         read: impl FnOnce(&mut Section<'_>),
     ) {
-        let mut section = Section { node, name, keys: Vec::new(), mistakes };
+        let before = mistakes.len();
+        let mut section = Section { node, name, keys: Vec::new(), mistakes, before };
         read(&mut section);
         let Section { keys, mistakes, .. } = section;
         for key in node.keys().filter(|key| !keys.contains(&key.as_str())) {
@@ -92,6 +95,32 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Reads the list `key`, each element a section; whether it is given.
+    pub(super) fn list(&mut self, key: &'static str, mut read: impl FnMut(&mut Section<'_>)) -> bool {
+        let list = match self.look(key) {
+            None => return false,
+            Some(Node::Sequence(list)) => list,
+            Some(node) => {
+                self.wrong(node, format!("{} must be a list (\"- \" and keys)", self.full(key)));
+                return true;
+            }
+        };
+        for (index, node) in list.iter().enumerate() {
+            let full = format!("{}[{index}]", self.full(key));
+            match node {
+                Node::Mapping(node) => Section::read(node, &full, self.mistakes, &mut read),
+                node => self.wrong(node, format!("{full} must be a mapping, for example {{key: value}}")),
+            }
+        }
+        true
+    }
+
+    /// Complains about the section as a whole; `message` reads on after its name.
+    pub(super) fn mistake(&mut self, message: &str) {
+        let message = format!("{} {message}", self.name);
+        self.mistakes.push(Mistake::at(self.node.span().start(), message));
+    }
+
     /// Reads the mapping `key`, whose keys are names that `check` accepts and whose values are sections.
     pub(super) fn sections(
         &mut self,
@@ -112,6 +141,11 @@ impl<'a> Section<'a> {
                 node => self.wrong(node, format!("{full} must be a mapping")),
             }
         }
+    }
+
+    /// Whether something in this section was complained about already.
+    pub(super) fn is_wrong(&self) -> bool {
+        self.mistakes.len() > self.before
     }
 
     /// Reads the mapping `key` as pairs of texts.

@@ -1,6 +1,6 @@
 //! The settings of one workload.
 
-use super::{section::Section, value};
+use super::{files::FilesConfig, section::Section, value};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
@@ -101,21 +101,6 @@ impl Default for MembershipConfig {
     }
 }
 
-/// The files that consumers read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct FilesConfig {
-    /// `outputCerts`: whether the bundle's `OUTPUT_CERTS` directory is served too (no).
-    pub output_certs: bool,
-    /// `mode` of each file (0600); never for others, for one of them is the private key.
-    pub mode: u32,
-}
-
-impl Default for FilesConfig {
-    fn default() -> Self {
-        Self { output_certs: false, mode: 0o600 }
-    }
-}
-
 impl WorkloadConfig {
     /// Reads what `s` says over what is there already.
     pub(super) fn read(&mut self, s: &mut Section<'_>) {
@@ -150,9 +135,6 @@ impl WorkloadConfig {
             s.set("enabled", value::boolean, &mut self.membership.enabled);
             s.set("maxBytes", value::bytes, &mut self.membership.max_bytes);
         });
-        s.section("files", |s| {
-            s.set("outputCerts", value::boolean, &mut self.files.output_certs);
-            s.set("mode", value::mode, &mut self.files.mode);
-        });
+        s.section("files", |s| self.files.read(s));
     }
 }

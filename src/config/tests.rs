@@ -112,6 +112,82 @@ fn values_are_read_in_their_units() {
     assert_eq!(value::admin_address("[::1]:0"), Ok(Some("[::1]:0".parse().unwrap())));
 }
 
+#[test]
+fn outputs_are_a_list_of_sections_and_a_workload_has_its_own() {
+    let config = parse(
+        "defaults: {files: {mode: '0640', outputs: [{format: trust}]}}\n\
+         workloads:\n  a:\n    files:\n      outputs:\n      - format: combined\n        dir: /etc/haproxy/certs/\n        \
+         name: a.pem\n        group: haproxy\n        mode: \"0660\"\n      \
+         - {format: pkcs12, passwordFile: /etc/we-agent/password, group: '4711'}\n  b: {files: {outputs: []}}\n",
+    )
+    .unwrap();
+    let [combined, pkcs12] = &config.workload("a").files.outputs[..] else { panic!("not two") };
+    assert_eq!((combined.format.clone(), combined.group.as_deref()), (OutputFormat::Combined, Some("haproxy")));
+    assert_eq!(combined.paths("a"), [Path::new("/etc/haproxy/certs/a.pem")]);
+    assert_eq!(combined.mode(0o600), 0o660);
+    assert_eq!(pkcs12.format, OutputFormat::Pkcs12 { password_file: "/etc/we-agent/password".into() });
+    assert_eq!(pkcs12.paths("a"), [Path::new("/run/we-agent/a/identity.p12")]);
+    assert_eq!(pkcs12.mode(0o600), 0o640, "who names a group lets it read");
+    assert_eq!(config.workload("b").files.outputs, []);
+    let trust = &config.workload("c").files.outputs[0];
+    assert_eq!((trust.file_name(), trust.mode(0o600)), (Some("trust.pem"), 0o644));
+    assert_eq!(Config::default().workload("c").files.outputs[0].format, OutputFormat::Pem);
+}
+
+#[test]
+fn mistakes_in_outputs_name_the_item_and_the_fix() {
+    for (item, said) in [
+        ("{dir: /srv/a}", "outputs[0] needs a format: pem, combined, pkcs12 or trust"),
+        ("{format: jks}", "outputs[0].format: \"jks\" is none of pem, combined, pkcs12, trust"),
+        ("{format: pkcs12}", "outputs[0] has format: pkcs12, which needs a password; put it into a file and"),
+        (
+            "{format: pem, passwordFile: /p}",
+            "outputs[0] has a passwordFile, which is for format: pkcs12 alone; remove it",
+        ),
+        (
+            "{format: pem, name: a.pem}",
+            "outputs[0] has a name, which is for one file, and format: pem writes three; remove it",
+        ),
+        ("{format: trust, name: ../a}", "outputs[0].name: \"../a\" is no name for a file"),
+        ("{format: trust, dir: certs}", "outputs[0].dir: \"certs\" is no path that can be used here"),
+        ("{format: trust, dir: /a/../b}", "is no path that can be used here; write an absolute one without"),
+        ("{format: trust, dir: /var/lib/we-agent/a}", "is of we-agent itself; leave dir out"),
+        ("{format: combined, mode: '0644'}", "outputs[0].mode: \"0644\" must let the owner read"),
+        ("{format: trust, mode: '0666'}", "outputs[0].mode: \"0666\" must let the owner read"),
+        ("{format: trust, group: 'a:b'}", "outputs[0].group: \"a:b\" is no name or number of an account"),
+        ("{format: trust, owner: '4294967295'}", "4294967294"),
+        ("{format: trust, colour: red}", "unknown key \"colour\" in workloads.a.files.outputs[0]; known are: format, "),
+        ("trust", "workloads.a.files.outputs[0] must be a mapping, for example {key: value}"),
+        (
+            "{format: trust}, {format: trust}",
+            "workloads.a.files has two outputs at /run/we-agent/<workload>/trust.pem; give one of them",
+        ),
+        ("{format: pem}, {format: combined, name: key.pem}", "/key.pem; give one of them another name or dir"),
+    ] {
+        let error = parse(&format!("workloads: {{a: {{files: {{outputs: [{item}]}}}}}}\n")).unwrap_err();
+        // Who is not root hears that first.
+        assert!(error.contains(said) || error.contains("does not run as root"), "{item}: {error}");
+        assert_eq!(error.lines().count(), 1, "{item}: {error}");
+    }
+    let error = parse("workloads: {a: {files: {outputs: {format: pem}}}}\n").unwrap_err();
+    assert!(error.ends_with("workloads.a.files.outputs must be a list (\"- \" and keys)"), "{error}");
+    assert!(value::owner_as("root", false).unwrap_err().contains("we-agent does not run as root here"));
+    assert_eq!(value::owner_as("root", true).as_deref(), Ok("root"));
+}
+
+#[test]
+fn no_two_workloads_write_to_the_same_place() {
+    let same = "{files: {outputs: [{format: combined, dir: /srv/certs}]}}";
+    let error = parse(&format!("workloads:\n  a: {same}\n  b: {same}\n")).unwrap_err();
+    assert!(error.starts_with("c.yaml:3:"), "{error}");
+    assert!(error.ends_with(
+        "workloads.b writes to /srv/certs/combined.pem, and so does workload a; give one of them another dir"
+    ));
+    let error = parse(&format!("defaults: {same}\n")).unwrap_err();
+    assert!(error.contains("so that every workload would write there; give it in workloads.<name>"), "{error}");
+    parse("workloads: {a: {files: {outputs: [{format: trust}]}}, b: {files: {outputs: [{format: trust}]}}}").unwrap();
+}
+
 proptest! {
     #[test]
     fn no_text_makes_it_panic(text in "[a-z:\\-\\[\\]{}&*!#|>'\"%,~?@ \n\t]{0,60}|\\PC{0,40}") {

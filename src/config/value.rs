@@ -1,6 +1,6 @@
 //! From the text of a value to the value. Each error reads on after the text: `"60x" is no duration; …`.
 
-use super::XdsMode;
+use super::{XdsMode, files::FormatWord};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
@@ -8,11 +8,14 @@ use crate::{
 };
 use std::{
     net::{IpAddr, SocketAddr},
+    path::{Component, Path, PathBuf},
     time::Duration,
 };
 
 /// istiod refuses to sign for longer.
 const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Directories in which nobody configures anything: bundles, certificates that are kept, and outputs by default.
+const OURS: [&str; 3] = ["/etc/we-agent", "/var/lib/we-agent", "/run/we-agent"];
 
 pub(super) fn boolean(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "is neither true nor false".to_owned())
@@ -57,6 +60,82 @@ pub(super) fn mode(text: &str) -> Result<u32, String> {
         Ok(mode) => Ok(mode),
         Err(_) => Err("is no file mode; write it in octal, for example \"0640\"".to_owned()),
     }
+}
+
+/// As [`mode`], for a file without secrets.
+pub(super) fn public_mode(text: &str) -> Result<u32, String> {
+    match u32::from_str_radix(text, 8) {
+        Ok(mode) if mode & 0o400 == 0 || mode & !0o664 != 0 => {
+            Err("must let the owner read, nobody execute, and others not write; write 0644, 0640 or 0600".to_owned())
+        }
+        Ok(mode) => Ok(mode),
+        Err(_) => Err("is no file mode; write it in octal, for example \"0644\"".to_owned()),
+    }
+}
+
+/// Name or number of a user or a group; whether there is one shows when it is needed.
+pub(super) fn account(text: &str) -> Result<String, String> {
+    let legal = |c: char| c.is_ascii_graphic() && !matches!(c, ':' | '/' | ',');
+    let number = text.bytes().all(|b| b.is_ascii_digit());
+    // The largest number means "leave it as it is" to the kernel.
+    if text.is_empty() || text.starts_with('-') || !text.chars().all(legal) {
+        return Err("is no name or number of an account".to_owned());
+    } else if number && text.parse::<u32>().map_or(true, |number| number == u32::MAX) {
+        return Err("is no number of an account; the largest is 4294967294".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// An account that files are given to.
+pub(super) fn owner(text: &str) -> Result<String, String> {
+    owner_as(text, nix::unistd::geteuid().is_root())
+}
+
+pub(super) fn owner_as(text: &str, root: bool) -> Result<String, String> {
+    if !root {
+        return Err("cannot be the owner: we-agent does not run as root here, and nobody else may give files away; \
+                    use group and mode"
+            .to_owned());
+    }
+    account(text)
+}
+
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    let plain = |part: Component<'_>| matches!(part, Component::RootDir | Component::Normal(_));
+    if !path.is_absolute()
+        || !path.components().all(plain)
+        || path.parent().is_none()
+        || text.contains(char::is_control)
+    {
+        return Err("is no path that can be used here; write an absolute one without \"..\"".to_owned());
+    }
+    Ok(path.components().collect())
+}
+
+/// A directory that outputs go to.
+pub(super) fn output_dir(text: &str) -> Result<PathBuf, String> {
+    let path = path(text)?;
+    if OURS.iter().any(|ours| path.starts_with(ours)) {
+        return Err(format!(
+            "is of we-agent itself; leave dir out for /run/we-agent/<workload>, or use a directory \
+                            outside of {}",
+            OURS.join(", ")
+        ));
+    }
+    Ok(path)
+}
+
+/// The name of one file in a directory of ours or somebody else's.
+pub(super) fn file_name(text: &str) -> Result<String, String> {
+    if text.is_empty()
+        || text.starts_with('.')
+        || text.len() > 200
+        || text.contains(|c: char| c == '/' || c.is_control())
+    {
+        return Err("is no name for a file; leave out '/' and a dot at the beginning".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 pub(super) fn text(text: &str) -> Result<String, String> {
@@ -155,6 +234,18 @@ pub(super) fn key_kind(text: &str) -> Result<KeyKind, String> {
             ("rsa-2048", KeyKind::Rsa2048),
             ("rsa-3072", KeyKind::Rsa3072),
             ("rsa-4096", KeyKind::Rsa4096),
+        ],
+    )
+}
+
+pub(super) fn output_format(text: &str) -> Result<FormatWord, String> {
+    one_of(
+        text,
+        &[
+            ("pem", FormatWord::Pem),
+            ("combined", FormatWord::Combined),
+            ("pkcs12", FormatWord::Pkcs12),
+            ("trust", FormatWord::Trust),
         ],
     )
 }

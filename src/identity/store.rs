@@ -137,7 +137,7 @@ impl Store {
     /// # Errors
     /// When the directory cannot be made, or is not safe.
     pub fn open(root: &Root, dir: impl AsRef<Path>) -> Result<Self, DirError> {
-        let store = Self { dir: Dir::create(root, dir.as_ref(), Access::Owner)? };
+        let store = Self { dir: Dir::create(root, dir.as_ref(), Access::OWNER)? };
         for name in store.dir.names()? {
             if name.ends_with(UNFINISHED) {
                 store.dir.remove(&name)?;
@@ -161,7 +161,7 @@ impl Store {
         let name = file_name(last + 1, current);
         let unfinished = format!("{name}{UNFINISHED}");
         self.dir.remove(&unfinished)?;
-        let written = self.dir.write(&unfinished, &serialise(current, anchors), Access::Owner);
+        let written = self.dir.write(&unfinished, &serialise(current, anchors), Access::OWNER);
         if let Err(error) = written.and_then(|()| self.dir.rename(&unfinished, &name)) {
             let _ = self.dir.remove(&unfinished); // the first error is the one to tell
             return Err(error);

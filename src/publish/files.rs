@@ -1,16 +1,24 @@
-//! The SVID as files: `key.pem`, `cert-chain.pem` and `root-cert.pem`, the names that Istio's agent uses.
+//! The SVID as files: three PEM files (`key.pem`, `cert-chain.pem` and `root-cert.pem`, the names that Istio's agent
+//! uses), one file with key and chain, PKCS#12, or the roots alone.
 //!
-//! `cert-chain.pem` holds leaf and intermediates. Istio's agent writes the root into it, too; we do not: who verifies
-//! us has the root or must not trust one that we bring, TLS servers would send it with each handshake (RFC 8446
-//! section 4.4.2 allows to leave it out), and `root-cert.pem` beside it has it.
+//! What a reader may rely on: a single file is always whole, and a generation directory, once resolved, never changes
+//! and stays for a while (see [`Layout::Generations`]). What nobody can give is a pair to who opens two *paths* one
+//! after the other: a switch may come in between, whatever we do, and the key is then not the certificate's. Such a
+//! reader compares and reads again, resolves `..data` first, takes the combined file, or reads only when it is told to.
+//!
+//! A chain holds leaf and intermediates. Istio's agent writes the root into it, too; we do not: who verifies us has the
+//! root or must not trust one that we bring, TLS servers would send it with each handshake (RFC 8446 section 4.4.2
+//! allows to leave it out), and `root-cert.pem` beside it has it.
 
 mod flat;
 mod generations;
+mod pkcs12;
+mod single;
 
 use crate::{
     spiffe::{X509Bundle, X509Context},
     status::{Identity, Publication, Trouble},
-    system::{Access, Dir, DirError, Root},
+    system::{Access, Dir, DirError, Grant, Root},
     time::{Backoff, Clock},
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
@@ -32,8 +40,8 @@ const MAX_FILE: usize = 1 << 20;
 /// generations go.
 const REVIEW: Duration = Duration::from_secs(600);
 
-/// How the three files are laid out in their directory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is written, and how it is laid out in its directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Layout {
     /// A directory of our own: each generation in its own directory, one link `..data` to the present one, switched at
     /// once (as Kubernetes does with volumes), and the three names as links through `..data`. Who resolves `..data`
@@ -42,6 +50,45 @@ pub enum Layout {
     /// Three plain files in somebody else's directory, as Istio's agent writes them (`OUTPUT_CERTS`). Each is replaced
     /// at once, but three files cannot be; who reads may meet a new key beside an old certificate and must try again.
     Flat,
+    /// One file, replaced at once. It needs no generations: a reader that has it open keeps the old one, whole.
+    Single(SingleFile),
+}
+
+/// An output that is one file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SingleFile {
+    /// Its name in the directory.
+    pub name: String,
+    /// What is in it.
+    pub content: Content,
+}
+
+/// What one file holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Content {
+    /// The private key, then leaf and intermediates, PEM: what haproxy's `crt`, stunnel's `cert` and many others take.
+    Combined,
+    /// Key, chain and roots as PKCS#12; the password is the one line in this file.
+    Pkcs12 {
+        /// Looked up below the root.
+        password_file: PathBuf,
+    },
+    /// The roots, PEM. No secret.
+    Trust,
+}
+
+/// Whose the directory is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Folder {
+    /// Made for this purpose alone: made if need be, and its mode put right at each publication.
+    Own {
+        /// Whether others may enter and list (0755, else 0700): each file in it guards itself.
+        open: bool,
+    },
+    /// Configured: made if need be, with the access of the output; one that is there stays as it is.
+    Given,
+    /// Must be there.
+    Theirs,
 }
 
 /// What came of publishing.
@@ -59,30 +106,44 @@ pub enum FilesError {
     /// The file system refused, or the path is not safe.
     #[error(transparent)]
     Dir(#[from] DirError),
+    /// The password of a PKCS#12 output cannot be used.
+    #[error("password file {}: {why}", .path.display())]
+    Password {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and the fix.
+        why: String,
+    },
+    /// It cannot be put into PKCS#12.
+    #[error("cannot write PKCS#12: {0}; configure another format and report this")]
+    Pkcs12(String),
 }
 
 impl FilesError {
     /// A stable word for metrics.
     pub fn kind(&self) -> &'static str {
-        let Self::Dir(error) = self;
-        error.kind()
+        match self {
+            Self::Dir(error) => error.kind(),
+            Self::Password { .. } => "password",
+            Self::Pkcs12(_) => "pkcs12",
+        }
     }
 }
 
-/// Where the files of one workload go.
+/// One output of a workload: what, where, and who may read it.
 #[derive(Debug, Clone)]
 pub struct Files {
     root: Root,
     dir: PathBuf,
+    folder: Folder,
     layout: Layout,
-    access: Access,
+    grant: Grant,
 }
 
 impl Files {
-    /// Files in `dir`, looked up below `root`. With [`Layout::Generations`] the directory is made if need be; with
-    /// [`Layout::Flat`] it must exist, for its owner and mode are somebody else's decision. Touches nothing yet.
-    pub fn new(root: &Root, dir: impl Into<PathBuf>, layout: Layout, access: Access) -> Self {
-        Self { root: root.clone(), dir: dir.into(), layout, access }
+    /// Files in `dir`, looked up below `root`. Touches nothing yet.
+    pub fn new(root: &Root, dir: impl Into<PathBuf>, folder: Folder, layout: Layout, grant: Grant) -> Self {
+        Self { root: root.clone(), dir: dir.into(), folder, layout, grant }
     }
 
     /// The directory on this host.
@@ -91,19 +152,24 @@ impl Files {
     }
 
     /// Lets the files say what `context` says. What they say already is not written again: certificates are compared
-    /// as certificates, roots as a set. What a killed run left half written is removed. Blocks on the disk.
+    /// as certificates, roots and intermediates as sets. What a killed run left half written is removed. Owner, group
+    /// and mode of a file are set before its first byte is in it. Blocks on the disk and on the name service.
     ///
     /// # Errors
-    /// When the directory is not safe, a name is taken by something that is not ours, or the disk refuses. The old
-    /// pair is still there then.
+    /// When the directory is not safe, a name is taken by something that is not ours, an account is unknown, the
+    /// password cannot be had, or the disk refuses. What was there is still there then.
     pub fn publish(&self, context: &X509Context, now: SystemTime) -> Result<Outcome, FilesError> {
-        let (root, dir) = (&self.root, Path::new(&self.dir));
-        Ok(match self.layout {
-            Layout::Generations => {
-                generations::publish(&Dir::create(root, dir, self.access)?, context, self.access, now)?
-            }
-            Layout::Flat => flat::publish(&Dir::open(root, dir)?, context, self.access)?,
-        })
+        let (root, dir, access) = (&self.root, Path::new(&self.dir), self.grant.resolve()?);
+        let dir = match self.folder {
+            Folder::Own { open } => Dir::create(root, dir, if open { Access::EVERYBODY } else { Access::OWNER })?,
+            Folder::Given => Dir::open_or_create(root, dir, access)?,
+            Folder::Theirs => Dir::open(root, dir)?,
+        };
+        match &self.layout {
+            Layout::Generations => Ok(generations::publish(&dir, context, access, now)?),
+            Layout::Flat => Ok(flat::publish(&dir, context, access)?),
+            Layout::Single(file) => single::publish(&dir, root, file, context, access),
+        }
     }
 }
 
@@ -111,11 +177,15 @@ impl Files {
 fn says(dir: &Dir, context: &X509Context, access: Access) -> bool {
     let read = |name: &str| dir.read(name, MAX_FILE).ok().flatten().filter(|_| dir.granted(name, access));
     let (Some(key), Some(chain), Some(roots)) = (read(KEY), read(CHAIN), read(ROOTS)) else { return false };
-    let certificates = CertificateDer::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>();
     let roots = std::str::from_utf8(&roots).ok().and_then(|pem| X509Bundle::from_pem(pem).ok());
     key.as_slice() == context.svid.key().pem().as_bytes()
-        && certificates.is_ok_and(|chain| chain == context.svid.chain())
+        && certificates(&chain).is_some_and(|chain| single::is_chain(&chain, context))
         && roots.as_ref() == Some(&context.bundle)
+}
+
+/// All certificates of a PEM text; none when it is broken.
+fn certificates(pem: &[u8]) -> Option<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().ok()
 }
 
 /// The three files in the order in which they are put in place: roots first, so that nobody meets a leaf before its

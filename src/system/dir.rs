@@ -3,12 +3,12 @@
 
 mod walk;
 
-use super::Root;
+use super::{Access, Root};
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat, readlinkat, renameat},
-    sys::stat::{Mode, SFlag, fchmod, fstat, fstatat, mkdirat},
-    unistd::{Gid, UnlinkatFlags, fchown, fsync, symlinkat, unlinkat},
+    sys::stat::{Mode, SFlag, fstat, fstatat, mkdirat},
+    unistd::{UnlinkatFlags, fsync, symlinkat, unlinkat},
 };
 use std::{
     ffi::OsString,
@@ -54,6 +54,24 @@ pub enum DirError {
         /// The group's number.
         gid: u32,
     },
+    /// The name that was configured belongs to nobody.
+    #[error("this host knows no {kind} {name}: create it, or configure another")]
+    Nobody {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+    },
+    /// It is not known whether there is such a name.
+    #[error("cannot look up the {kind} {name}: {}; see whether the name service works (getent {kind} {name})", .errno.desc().to_lowercase())]
+    NameService {
+        /// `user` or `group`.
+        kind: &'static str,
+        /// The name.
+        name: String,
+        /// The service's answer.
+        errno: Errno,
+    },
     /// Longer than the reader's limit.
     #[error("{} is longer than {limit} bytes", .path.display())]
     TooLong {
@@ -83,48 +101,12 @@ impl DirError {
             Self::Io { errno: Errno::EACCES | Errno::EPERM, .. } => "denied",
             Self::Io { errno: Errno::ENOENT, .. } => "missing",
             Self::Group { .. } => "denied",
+            Self::Nobody { .. } => "no_such_account",
+            Self::NameService { .. } => "name_service",
             Self::Io { .. } | Self::TooLong { .. } => "disk",
             Self::Unsafe { .. } => "unsafe_path",
             Self::InTheWay(_) => "in_the_way",
         }
-    }
-}
-
-/// Who may read what is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Access {
-    /// The user that we-agent runs as: files 0600, directories 0700.
-    #[default]
-    Owner,
-    /// And one group, by its number: files 0640, directories 0750. That user must be a member of the group.
-    Group(u32),
-}
-
-impl Access {
-    fn file(self) -> Mode {
-        Mode::from_bits_truncate(if self == Self::Owner { 0o600 } else { 0o640 })
-    }
-
-    fn dir(self) -> Mode {
-        Mode::from_bits_truncate(if self == Self::Owner { 0o700 } else { 0o750 })
-    }
-
-    /// Gives what is behind `fd` its group and mode; a call that would change nothing is not made.
-    fn grant(self, fd: &OwnedFd, mode: Mode, path: &Path) -> Result<(), DirError> {
-        let failed = |errno| io("set the mode of", path, errno);
-        let stat = fstat(fd).map_err(failed)?;
-        if let Self::Group(gid) = self
-            && stat.st_gid != gid
-        {
-            fchown(fd, None, Some(Gid::from_raw(gid))).map_err(|errno| match errno {
-                Errno::EPERM => DirError::Group { path: path.to_owned(), gid },
-                errno => failed(errno),
-            })?;
-        }
-        if stat.st_mode & 0o777 != mode.bits() {
-            fchmod(fd, mode).map_err(failed)?;
-        }
-        Ok(())
     }
 }
 
@@ -152,6 +134,17 @@ impl Dir {
     /// As [`Dir::create`], and when it does not exist.
     pub fn open(root: &Root, path: &Path) -> Result<Self, DirError> {
         walk::walk(root, path, false)
+    }
+
+    /// Opens a directory and leaves it as it is; where there is none, makes it as [`Dir::create`] does.
+    ///
+    /// # Errors
+    /// As [`Dir::create`].
+    pub fn open_or_create(root: &Root, path: &Path, access: Access) -> Result<Self, DirError> {
+        match Self::open(root, path) {
+            Err(DirError::Io { errno: Errno::ENOENT, .. }) => Self::create(root, path, access),
+            opened => opened,
+        }
     }
 
     /// Where it was found.
@@ -187,7 +180,7 @@ impl Dir {
     /// When the name is taken or the system refuses.
     pub fn write(&self, name: &str, content: &[u8], access: Access) -> Result<(), DirError> {
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let fd = openat(&self.fd, name, flags, Access::Owner.file()).map_err(|e| self.error("create", name, e))?;
+        let fd = openat(&self.fd, name, flags, Access::OWNER.file()).map_err(|e| self.error("create", name, e))?;
         access.grant(&fd, access.file(), &self.path.join(name))?;
         let mut file = File::from(fd);
         let written = file.write_all(content).and_then(|()| file.sync_all());
@@ -222,12 +215,9 @@ impl Dir {
         Ok(Some(content))
     }
 
-    /// Whether the file has exactly the group and mode of `access`.
+    /// Whether the file has exactly the owner, group and mode of `access`.
     pub fn granted(&self, name: &str, access: Access) -> bool {
-        fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| {
-            let group = if let Access::Group(gid) = access { stat.st_gid == gid } else { true };
-            group && stat.st_mode & 0o777 == access.file().bits()
-        })
+        fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).is_ok_and(|stat| access.is_of(&stat))
     }
 
     /// Whether a rename onto this name replaces nothing but a plain file.
@@ -243,7 +233,7 @@ impl Dir {
     /// # Errors
     /// When the name is taken or the system refuses.
     pub fn make(&self, name: &str) -> Result<Self, DirError> {
-        mkdirat(&self.fd, name, Access::Owner.dir()).map_err(|e| self.error("create", name, e))?;
+        mkdirat(&self.fd, name, Access::OWNER.dir()).map_err(|e| self.error("create", name, e))?;
         self.enter(name)
     }
 

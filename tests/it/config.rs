@@ -30,8 +30,10 @@ fn the_example_is_the_default() {
 #[test]
 fn the_example_has_every_key() {
     let lines: Vec<_> = uncommented().lines().map(str::to_owned).collect();
-    let indent = |line: &str| line.len() - line.trim_start().len();
-    let key = |line: &str| line.trim_start().split(':').next().unwrap_or_default().to_owned();
+    // The first key of an item stands behind its dash, as deep as the others.
+    let body = |line: &str| line.trim_start().trim_start_matches("- ").to_owned();
+    let indent = |line: &str| line.len() - body(line).len();
+    let key = |line: &str| body(line).split(':').next().unwrap_or_default().to_owned();
     let mut sections = 0;
     // The top level, then each line that has deeper lines below it.
     for head in std::iter::once(None).chain((0..lines.len()).map(Some)) {
@@ -46,11 +48,12 @@ fn the_example_has_every_key() {
         let inside = lines[first..].iter().take_while(|line| indent(line) >= depth);
         let shown: BTreeSet<_> = inside.filter(|line| indent(line) == depth).map(|line| key(line)).collect();
         let mut with_unknown = lines.clone();
-        with_unknown.insert(first, format!("{}zzz: 1", " ".repeat(depth)));
+        let item = lines[first].trim_start().starts_with("- ");
+        with_unknown.insert(first + usize::from(item), format!("{}zzz: 1", " ".repeat(depth)));
         let error = parse(&with_unknown.join("\n")).unwrap_err();
         let (_, known) = error.split_once("known are: ").unwrap();
         let known: BTreeSet<_> = known.split(", ").map(str::to_owned).collect();
         assert_eq!(shown, known, "config/we-agent.yaml and the code differ, line {first}");
     }
-    assert_eq!(sections, 11, "{lines:#?}");
+    assert_eq!(sections, 12, "{lines:#?}");
 }

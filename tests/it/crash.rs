@@ -20,9 +20,9 @@ use std::{
 use trace::{BEGIN, END, assert_durable, calls};
 use we_agent::{
     identity::Store,
-    publish::{Files, Layout},
+    publish::{Content, Files, Folder, Layout, SingleFile},
     spiffe::{KeyKind, PrivateKey, SpiffeId, X509Bundle, X509Context},
-    system::{Access, Root},
+    system::{Grant, Root},
 };
 
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
@@ -59,29 +59,38 @@ fn issue(authority: &Authority) -> Arc<X509Context> {
 #[derive(Clone, Copy)]
 enum Act {
     Save,
-    Publish(Layout),
+    Generations,
+    Flat,
+    Combined,
 }
 
 impl Act {
+    const ALL: [Self; 4] = [Self::Save, Self::Generations, Self::Flat, Self::Combined];
+
     fn word(self) -> &'static str {
         match self {
             Self::Save => "save",
-            Self::Publish(Layout::Generations) => "generations",
-            Self::Publish(Layout::Flat) => "flat",
+            Self::Generations => "generations",
+            Self::Flat => "flat",
+            Self::Combined => "combined",
         }
     }
 
     fn run(self, root: &Root, context: &X509Context, previous: Option<&X509Context>) -> Result<(), String> {
-        match self {
+        let (folder, layout) = match self {
             Self::Save => {
                 let store = Store::open(root, STORE).map_err(|e| e.to_string())?;
-                store.save(context, previous, &context.bundle).map_err(|e| e.to_string())
+                return store.save(context, previous, &context.bundle).map_err(|e| e.to_string());
             }
-            Self::Publish(layout) => {
-                let files = Files::new(root, OUT, layout, Access::Owner);
-                files.publish(context, now()).map(|_| ()).map_err(|e| e.to_string())
+            Self::Generations => (Folder::Own { open: false }, Layout::Generations),
+            Self::Flat => (Folder::Theirs, Layout::Flat),
+            Self::Combined => {
+                let file = SingleFile { name: "combined.pem".to_owned(), content: Content::Combined };
+                (Folder::Own { open: false }, Layout::Single(file))
             }
-        }
+        };
+        let files = Files::new(root, OUT, folder, layout, Grant::default());
+        files.publish(context, now()).map(|_| ()).map_err(|e| e.to_string())
     }
 }
 
@@ -117,11 +126,8 @@ impl Pairs {
 #[ignore = "the child process of the crash tests"]
 fn child() {
     let var = |name: &str| std::env::var(name).unwrap();
-    let act = match var("WE_AGENT_CRASH_ACT").as_str() {
-        "save" => Act::Save,
-        "generations" => Act::Publish(Layout::Generations),
-        _ => Act::Publish(Layout::Flat),
-    };
+    let word = var("WE_AGENT_CRASH_ACT");
+    let act = Act::ALL.into_iter().find(|act| act.word() == word).unwrap();
     let pairs = PathBuf::from(var("WE_AGENT_CRASH_PAIRS"));
     let (old, new) = (Pairs::read(&pairs, "old"), Pairs::read(&pairs, "new"));
     let root = Root::new(var("WE_AGENT_CRASH_HOST"));
@@ -253,10 +259,10 @@ fn a_switch_that_is_killed_at_any_call_leaves_a_pair_that_matches() {
     let older: Vec<_> = (0..4).map(|_| issue(&authority)).collect();
     let prepare = |root: &Root, pairs: &Pairs| {
         for context in older.iter().chain([&pairs.old]) {
-            Act::Publish(Layout::Generations).run(root, context, None).unwrap();
+            Act::Generations.run(root, context, None).unwrap();
         }
     };
-    at_every_call(Act::Publish(Layout::Generations), prepare, |root, pairs, told, done| {
+    at_every_call(Act::Generations, prepare, |root, pairs, told, done| {
         let read = read_once(root).unwrap();
         assert!(read == texts(&pairs.new) || (!done && read == texts(&pairs.old)), "{told}");
         let key = fs::read_to_string(root.path(OUT).join("key.pem")).unwrap();
@@ -267,7 +273,7 @@ fn a_switch_that_is_killed_at_any_call_leaves_a_pair_that_matches() {
 #[test]
 fn the_first_publication_that_is_killed_leaves_nothing_or_a_whole_pair() {
     at_every_call(
-        Act::Publish(Layout::Generations),
+        Act::Generations,
         |_, _| {},
         |root, pairs, told, done| {
             let read = read_once(root);
@@ -287,14 +293,24 @@ fn the_first_publication_that_is_killed_leaves_nothing_or_a_whole_pair() {
 fn flat_files_are_each_whole_after_a_kill_and_match_after_the_next_run() {
     let prepare = |root: &Root, pairs: &Pairs| {
         fs::create_dir_all(root.path(OUT)).unwrap();
-        Act::Publish(Layout::Flat).run(root, &pairs.old, None).unwrap();
+        Act::Flat.run(root, &pairs.old, None).unwrap();
     };
-    at_every_call(Act::Publish(Layout::Flat), prepare, |root, pairs, told, done| {
+    at_every_call(Act::Flat, prepare, |root, pairs, told, done| {
         let files = ["key.pem", "cert-chain.pem", "root-cert.pem"]
             .map(|name| fs::read_to_string(root.path(OUT).join(name)).unwrap());
         let (old, new) = (texts(&pairs.old), texts(&pairs.new));
         for ((file, old), new) in files.iter().zip(&old).zip(&new) {
             assert!(file == new || (!done && file == old), "{told}");
         }
+    });
+}
+
+#[test]
+fn one_file_is_whole_after_a_kill() {
+    let prepare = |root: &Root, pairs: &Pairs| Act::Combined.run(root, &pairs.old, None).unwrap();
+    at_every_call(Act::Combined, prepare, |root, pairs, told, done| {
+        let file = fs::read_to_string(root.path(OUT).join("combined.pem")).unwrap();
+        let whole = |context: &X509Context| texts(context)[..2].concat();
+        assert!(file == whole(&pairs.new) || (!done && file == whole(&pairs.old)), "{told}");
     });
 }

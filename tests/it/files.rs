@@ -7,53 +7,53 @@ use std::{
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     process::Command,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::{Duration, SystemTime},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use we_agent::{
-    publish::{self, Files, Layout, Outcome},
+    publish::{self, Files, Folder, Layout, Outcome},
     spiffe::{KeyKind, PrivateKey, X509Context},
     status::{Identity, Publication},
-    system::{Access, Root},
+    system::{Grant, Root},
     time::Clock,
 };
 
-const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
-const NAMES: [&str; 3] = ["key.pem", "cert-chain.pem", "root-cert.pem"];
+pub(crate) const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
+pub(crate) const NAMES: [&str; 3] = ["key.pem", "cert-chain.pem", "root-cert.pem"];
 
 /// A VM in a temporary directory, in memory where there is one.
-struct Host(tempfile::TempDir);
+pub(crate) struct Host(pub(crate) tempfile::TempDir);
 
 impl Host {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap())
     }
 
-    fn files(&self, layout: Layout) -> Files {
-        let dir = if layout == Layout::Flat { "/etc/certs" } else { "/run/we-agent/payments" };
+    pub(crate) fn files(&self, layout: Layout) -> Files {
+        let (dir, folder) = match layout {
+            Layout::Flat => ("/etc/certs", Folder::Theirs),
+            _ => ("/run/we-agent/payments", Folder::Own { open: false }),
+        };
         if layout == Layout::Flat {
             fs::create_dir_all(self.0.path().join("etc/certs")).unwrap();
         }
-        Files::new(&Root::new(self.0.path()), dir, layout, Access::Owner)
+        Files::new(&Root::new(self.0.path()), dir, folder, layout, Grant::default())
     }
 }
 
-fn issue(authority: &Authority, now: SystemTime) -> Arc<X509Context> {
+pub(crate) fn issue(authority: &Authority, now: SystemTime) -> Arc<X509Context> {
     let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
     let answer = authority.issue(key.pem(), &Leaf::new(&[ID], now));
     X509Context::from_answer(&ID.parse().unwrap(), key, &answer, now).unwrap()
 }
 
-fn mesh() -> Authority {
+pub(crate) fn mesh() -> Authority {
     Authority::root("mesh").intermediate("istiod")
 }
 
-fn texts(context: &X509Context) -> [String; 3] {
+pub(crate) fn texts(context: &X509Context) -> [String; 3] {
     [context.svid.key().pem().to_owned(), context.svid.chain_pem(), context.bundle.pem()]
 }
 
@@ -61,13 +61,13 @@ fn read(dir: &Path) -> [String; 3] {
     NAMES.map(|name| fs::read_to_string(dir.join(name)).unwrap())
 }
 
-fn names(dir: &Path) -> Vec<String> {
+pub(crate) fn names(dir: &Path) -> Vec<String> {
     let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }
 
-fn mode(path: &Path) -> u32 {
+pub(crate) fn mode(path: &Path) -> u32 {
     fs::metadata(path).unwrap().permissions().mode() & 0o777
 }
 
@@ -98,9 +98,10 @@ fn a_group_may_be_let_in() {
     let host = Host::new();
     let (context, gid) = (issue(&mesh(), SystemTime::now()), fs::metadata(host.0.path()).unwrap().gid());
     let root = Root::new(host.0.path());
-    let files = |access| Files::new(&root, "/run/we-agent/payments", Layout::Generations, access);
-    files(Access::Owner).publish(&context, SystemTime::now()).unwrap();
-    let files = files(Access::Group(gid));
+    let files =
+        |open, grant| Files::new(&root, "/run/we-agent/payments", Folder::Own { open }, Layout::Generations, grant);
+    files(false, Grant::default()).publish(&context, SystemTime::now()).unwrap();
+    let files = files(true, Grant { group: Some(gid.to_string()), mode: 0o640, owner: None });
     assert_eq!(
         files.publish(&context, SystemTime::now()).unwrap(),
         Outcome::Written,
@@ -108,7 +109,7 @@ fn a_group_may_be_let_in() {
     );
     assert_eq!(files.publish(&context, SystemTime::now()).unwrap(), Outcome::Unchanged);
     let data = files.path().join("..data");
-    assert_eq!((mode(&files.path()), mode(&data), mode(&data.join("key.pem"))), (0o750, 0o750, 0o640));
+    assert_eq!((mode(&files.path()), mode(&data), mode(&data.join("key.pem"))), (0o755, 0o750, 0o640));
 }
 
 #[test]
@@ -237,44 +238,9 @@ fn squatted_names_and_unsafe_parents_are_refused_before_anything_is_written() {
     fs::set_permissions(&parent, fs::Permissions::from_mode(0o777)).unwrap();
     assert_eq!(host.files(Layout::Generations).publish(&context, now).unwrap_err().kind(), "unsafe_path");
 
-    let missing = Files::new(&Root::new(host.0.path()), "/etc/none", Layout::Flat, Access::Owner);
+    let missing = Files::new(&Root::new(host.0.path()), "/etc/none", Folder::Theirs, Layout::Flat, Grant::default());
     let error = missing.publish(&context, now).unwrap_err();
     assert!(error.to_string().ends_with("etc/none: no such file or directory: create it"), "{error}");
-}
-
-#[test]
-fn a_reader_that_resolves_the_link_once_never_meets_a_mismatch() {
-    let (host, authority, now) = (Host::new(), mesh(), SystemTime::now());
-    let files = host.files(Layout::Generations);
-    let contexts: Vec<_> = (0..8).map(|_| issue(&authority, now)).collect();
-    let pairs: Vec<_> = contexts.iter().map(|context| texts(context)).collect();
-    files.publish(&contexts[0], now).unwrap();
-
-    let stop = Arc::new(AtomicBool::new(false));
-    let (stopped, dir) = (Arc::clone(&stop), files.path());
-    let reader = std::thread::spawn(move || {
-        let (mut whole, mut gone) = (0u32, 0u32);
-        while !stopped.load(Ordering::Relaxed) {
-            let data = dir.join(fs::read_link(dir.join("..data")).unwrap());
-            let read = NAMES.map(|name| fs::read_to_string(data.join(name)));
-            match read {
-                [Ok(key), Ok(chain), Ok(roots)] => {
-                    assert!(pairs.contains(&[key, chain, roots]), "a mismatch");
-                    whole += 1;
-                }
-                // Four generations have come in the meantime: the reader looks again.
-                _ => gone += 1,
-            }
-        }
-        (whole, gone)
-    });
-    for turn in 1..=3000 {
-        files.publish(&contexts[turn % contexts.len()], now).unwrap();
-    }
-    stop.store(true, Ordering::Relaxed);
-    let (whole, gone) = reader.join().unwrap();
-    println!("3000 switches, {whole} pairs read, {gone} generations gone before they were read");
-    assert!(whole > 1000, "the reader was not awake: {whole}, {gone}");
 }
 
 /// Waits for a condition of a fact, with a deadline.

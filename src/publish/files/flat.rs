@@ -7,13 +7,13 @@ use crate::spiffe::X509Context;
 const UNFINISHED: &str = ".we-agent-unfinished-";
 
 pub(super) fn publish(dir: &Dir, context: &X509Context, access: Access) -> Result<Outcome, DirError> {
-    for name in dir.names()?.iter().filter(|name| name.starts_with(UNFINISHED)) {
-        dir.remove(name)?;
+    let contents = contents(context);
+    for (name, _) in &contents {
+        dir.remove(&unfinished(name))?;
     }
     if says(dir, context, access) {
         return Ok(Outcome::Unchanged);
     }
-    let contents = contents(context);
     for (name, _) in &contents {
         if !dir.is_free_or_file(name) {
             return Err(DirError::InTheWay(dir.path().join(name)));

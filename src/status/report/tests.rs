@@ -53,7 +53,7 @@ fn payments() -> Writers {
     let (health, h) = watch::channel(Health::default());
     let (addresses, a) = watch::channel(Addresses::default());
     let (files, f) = watch::channel(Publication::default());
-    let publications = vec![("files", f)];
+    let publications = vec![("files".to_owned(), f)];
     let facts = Facts { identity: i, registration: r, membership: m, health: h, addresses: a, publications };
     let workload = WorkloadStatus {
         name: "payments".to_owned(),

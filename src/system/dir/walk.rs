@@ -106,8 +106,8 @@ fn check(stat: &FileStat, path: &Path, any_owner: bool) -> Result<(), DirError> 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::{Access, Dir, DirError};
-    use crate::system::Root;
+    use super::super::{Dir, DirError};
+    use crate::system::{Access, Root};
     use std::{
         fs,
         os::unix::fs::{PermissionsExt as _, symlink},
@@ -122,12 +122,12 @@ mod tests {
     fn missing_parents_are_made_and_the_last_is_private() {
         let host = tempfile::tempdir().unwrap();
         let root = Root::new(host.path());
-        let dir = Dir::create(&root, Path::new("/var/lib/we-agent/a"), Access::Owner).unwrap();
+        let dir = Dir::create(&root, Path::new("/var/lib/we-agent/a"), Access::OWNER).unwrap();
         assert_eq!(dir.path(), host.path().join("var/lib/we-agent/a"));
         assert_eq!((mode(&host.path().join("var")), mode(dir.path())), (0o755, 0o700));
 
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Dir::create(&root, dir.path(), Access::Owner).unwrap();
+        Dir::create(&root, dir.path(), Access::OWNER).unwrap();
         assert_eq!(mode(dir.path()), 0o700, "a mode that drifted is put right");
         Dir::open(&root, Path::new("/etc/certs")).unwrap_err();
         assert!(!host.path().join("etc").exists(), "another's directory is not made");
@@ -139,12 +139,12 @@ mod tests {
         let root = Root::new(host.path());
         fs::create_dir_all(host.path().join("run/open")).unwrap();
         fs::set_permissions(host.path().join("run/open"), fs::Permissions::from_mode(0o777)).unwrap();
-        let error = Dir::create(&root, Path::new("/run/open/a"), Access::Owner).unwrap_err();
+        let error = Dir::create(&root, Path::new("/run/open/a"), Access::OWNER).unwrap_err();
         assert_eq!(error.kind(), "unsafe_path");
         assert!(error.to_string().contains("run/open is not safe: everybody may write to it (mode 0777)"), "{error}");
         assert!(!host.path().join("run/open/a").exists());
         fs::set_permissions(host.path().join("run/open"), fs::Permissions::from_mode(0o1777)).unwrap();
-        Dir::create(&root, Path::new("/run/open/a"), Access::Owner).unwrap();
+        Dir::create(&root, Path::new("/run/open/a"), Access::OWNER).unwrap();
     }
 
     #[test]
@@ -156,39 +156,39 @@ mod tests {
         symlink("/data/lib", host.path().join("var/lib")).unwrap(); // absolute: seen from the root
         symlink("../../../../data", host.path().join("var/up")).unwrap(); // cannot leave the root
         for path in ["/var/lib/a", "/var/up/lib/a", "/var/../var/lib/./a"] {
-            let dir = Dir::create(&root, Path::new(path), Access::Owner).unwrap();
+            let dir = Dir::create(&root, Path::new(path), Access::OWNER).unwrap();
             assert_eq!(dir.path(), host.path().join("data/lib/a"), "{path}");
         }
-        let error = Dir::create(&root, Path::new("/var/lib"), Access::Owner).unwrap_err();
+        let error = Dir::create(&root, Path::new("/var/lib"), Access::OWNER).unwrap_err();
         assert!(error.to_string().ends_with("a link to /data/lib; configure the real path"), "{error}");
         symlink("round", host.path().join("round")).unwrap();
         assert!(matches!(Dir::open(&root, Path::new("/round/a")), Err(DirError::Unsafe { .. })));
         fs::write(host.path().join("file"), "").unwrap();
-        assert!(matches!(Dir::create(&root, Path::new("/file/a"), Access::Owner), Err(DirError::InTheWay(_))));
+        assert!(matches!(Dir::create(&root, Path::new("/file/a"), Access::OWNER), Err(DirError::InTheWay(_))));
     }
 
     #[test]
     fn files_are_private_new_and_never_reached_through_links() {
         let host = tempfile::tempdir().unwrap();
-        let dir = Dir::create(&Root::new(host.path()), Path::new("/a"), Access::Owner).unwrap();
-        dir.write("key", b"secret", Access::Owner).unwrap();
+        let dir = Dir::create(&Root::new(host.path()), Path::new("/a"), Access::OWNER).unwrap();
+        dir.write("key", b"secret", Access::OWNER).unwrap();
         assert_eq!(mode(&dir.path().join("key")), 0o600);
-        assert!(dir.granted("key", Access::Owner) && !dir.granted("key", Access::Group(0)));
+        assert!(dir.granted("key", Access::OWNER) && !dir.granted("key", Access::group(0)));
         assert_eq!(dir.read("key", 6).unwrap().unwrap().as_slice(), b"secret");
         assert!(matches!(dir.read("key", 5), Err(DirError::TooLong { limit: 5, .. })));
         assert!(dir.read("none", 5).unwrap().is_none());
-        dir.write("key", b"again", Access::Owner).unwrap_err();
+        dir.write("key", b"again", Access::OWNER).unwrap_err();
 
         fs::write(host.path().join("outside"), "untouched").unwrap();
         symlink(host.path().join("outside"), dir.path().join("link")).unwrap();
-        dir.write("link", b"x", Access::Owner).unwrap_err();
+        dir.write("link", b"x", Access::OWNER).unwrap_err();
         assert!(matches!(dir.read("link", 99), Err(DirError::InTheWay(_))));
         dir.remove("link").unwrap();
         assert_eq!(fs::read_to_string(host.path().join("outside")).unwrap(), "untouched");
         assert_eq!(dir.names().unwrap(), ["key"]);
 
         let inner = dir.make("inner").unwrap();
-        inner.write("file", b"", Access::Owner).unwrap();
+        inner.write("file", b"", Access::OWNER).unwrap();
         dir.read("inner", 5).unwrap_err();
         nix::unistd::mkfifo(&dir.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         assert!(matches!(dir.read("pipe", 5), Err(DirError::InTheWay(_))), "and it does not wait for a writer");

@@ -1,0 +1,150 @@
+//! Who may read what is written: as configured, by name, and as the system knows it, by number.
+
+use super::DirError;
+use nix::{
+    errno::Errno,
+    sys::stat::{FileStat, Mode, fchmod, fstat},
+    unistd::{Gid, Group, Uid, User, fchown, getegid, geteuid},
+};
+use std::{os::fd::OwnedFd, path::Path};
+
+/// Owner, group and mode of an output as they are configured. Names stay names until something is written: an account
+/// may come later than we do, from a directory service say, or change its number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Name or number of a user; none is the user that we-agent runs as. Only root may give files away.
+    pub owner: Option<String>,
+    /// Name or number of a group; none is the group that we-agent runs as.
+    pub group: Option<String>,
+    /// Permissions of a file.
+    pub mode: u32,
+}
+
+impl Default for Grant {
+    fn default() -> Self {
+        Self { owner: None, group: None, mode: 0o600 }
+    }
+}
+
+impl Grant {
+    /// Asks the host's name service (NSS). May block on a directory service.
+    ///
+    /// # Errors
+    /// When there is no such user or group, or the name service fails.
+    pub fn resolve(&self) -> Result<Access, DirError> {
+        let user = |name: &str| User::from_name(name).map(|user| user.map(|user| user.uid.as_raw()));
+        let group = |name: &str| Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw()));
+        let gid = match &self.group {
+            Some(name) => Some(number("group", name, group)?),
+            None => (self.mode & 0o060 != 0).then(|| getegid().as_raw()),
+        };
+        let uid = self.owner.as_ref().map(|name| number("user", name, user)).transpose()?;
+        Ok(Access { owner: uid, group: gid, mode: self.mode })
+    }
+}
+
+fn number(
+    kind: &'static str,
+    name: &str,
+    look_up: impl FnOnce(&str) -> Result<Option<u32>, Errno>,
+) -> Result<u32, DirError> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    match look_up(name) {
+        Ok(Some(number)) => Ok(number),
+        // Which of these says "no such name" depends on the service (getpwnam(3)).
+        Ok(None) | Err(Errno::ENOENT | Errno::ESRCH | Errno::EBADF | Errno::EPERM) => {
+            Err(DirError::Nobody { kind, name: name.to_owned() })
+        }
+        Err(errno) => Err(DirError::NameService { kind, name: name.to_owned(), errno }),
+    }
+}
+
+/// Who may read what is written, by number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Access {
+    owner: Option<u32>,
+    group: Option<u32>,
+    mode: u32,
+}
+
+impl Access {
+    /// The user that we-agent runs as and nobody else: files 0600, directories 0700.
+    pub const OWNER: Self = Self { owner: None, group: None, mode: 0o600 };
+    /// Everybody may read: files 0644, directories 0755. For directories whose files guard themselves.
+    pub const EVERYBODY: Self = Self { owner: None, group: None, mode: 0o644 };
+
+    /// One group, too, by its number: files 0640, directories 0750. The user that we-agent runs as must be a member.
+    pub const fn group(gid: u32) -> Self {
+        Self { owner: None, group: Some(gid), mode: 0o640 }
+    }
+
+    pub(super) fn file(self) -> Mode {
+        Mode::from_bits_truncate(self.mode & 0o777)
+    }
+
+    /// Whoever may read the files may enter and list; only the owner makes names.
+    pub(super) fn dir(self) -> Mode {
+        let read = self.mode & 0o444;
+        Mode::from_bits_truncate(0o700 | read | read >> 2)
+    }
+
+    /// Gives what is behind `fd` its owner, group and mode; a call that would change nothing is not made.
+    pub(super) fn grant(self, fd: &OwnedFd, mode: Mode, path: &Path) -> Result<(), DirError> {
+        let failed = |errno| DirError::Io { doing: "set the mode of", path: path.to_owned(), errno };
+        let stat = fstat(fd).map_err(failed)?;
+        let owner = self.owner.filter(|uid| stat.st_uid != *uid);
+        let group = self.group.filter(|gid| stat.st_gid != *gid);
+        if owner.is_some() || group.is_some() {
+            fchown(fd, owner.map(Uid::from_raw), group.map(Gid::from_raw)).map_err(|errno| match (errno, group) {
+                (Errno::EPERM, Some(gid)) if owner.is_none() => DirError::Group { path: path.to_owned(), gid },
+                (errno, _) => failed(errno),
+            })?;
+        }
+        if stat.st_mode & 0o777 != mode.bits() {
+            fchmod(fd, mode).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a file has exactly this owner, group and mode.
+    pub(super) fn is_of(self, stat: &FileStat) -> bool {
+        stat.st_uid == self.owner.unwrap_or_else(|| geteuid().as_raw())
+            && self.group.is_none_or(|gid| stat.st_gid == gid)
+            && stat.st_mode & 0o777 == self.mode
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn names_become_numbers_and_numbers_stay() {
+        let of = |owner: &str, group: &str| {
+            Grant { owner: Some(owner.into()), group: Some(group.into()), mode: 0o640 }.resolve()
+        };
+        assert_eq!(of("root", "root").unwrap(), Access { owner: Some(0), group: Some(0), mode: 0o640 });
+        assert_eq!(of("4711", "4712").unwrap(), Access { owner: Some(4711), group: Some(4712), mode: 0o640 });
+        let error = of("root", "no-such-group").unwrap_err();
+        assert_eq!(error.kind(), "no_such_account");
+        assert_eq!(error.to_string(), "this host knows no group no-such-group: create it, or configure another");
+        assert!(of("no-such-user", "root").unwrap_err().to_string().contains("no user no-such-user"));
+    }
+
+    #[test]
+    fn a_group_that_is_let_in_is_ours_unless_it_is_named() {
+        let of = |mode| Grant { mode, ..Grant::default() }.resolve().unwrap();
+        assert_eq!(of(0o600), Access::OWNER);
+        assert_eq!(of(0o640), Access::group(getegid().as_raw()));
+        assert_eq!(of(0o644).group, Some(getegid().as_raw()));
+    }
+
+    #[test]
+    fn who_may_read_a_file_may_enter_its_directory() {
+        let dir = |mode| Access { mode, ..Access::OWNER }.dir().bits();
+        assert_eq!([0o600, 0o400, 0o640, 0o660, 0o644].map(dir), [0o700, 0o700, 0o750, 0o750, 0o755]);
+    }
+}
