@@ -4,6 +4,7 @@
 //! is refused, and all mistakes are told at once, each with its line and column. `config/we-agent.yaml` shows every key
 //! at its default; a test holds it to the code.
 
+mod allow;
 mod mistake;
 mod section;
 mod settings;
@@ -11,7 +12,8 @@ mod value;
 
 pub use mistake::{ConfigError, Mistake};
 pub use settings::{
-    ControlPlaneConfig, FilesConfig, HealthConfig, IdentityConfig, MembershipConfig, WorkloadConfig, XdsMode,
+    ControlPlaneConfig, FilesConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig,
+    XdsMode,
 };
 
 use crate::{system::Root, telemetry::LogFilter};

@@ -92,6 +92,32 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Reads the list `key`, each element a section; whether it is given.
+    pub(super) fn list(&mut self, key: &'static str, mut read: impl FnMut(&mut Section<'_>)) -> bool {
+        let list = match self.look(key) {
+            None => return false,
+            Some(Node::Sequence(list)) => list,
+            Some(node) => {
+                self.wrong(node, format!("{} must be a list (\"- \" and keys)", self.full(key)));
+                return true;
+            }
+        };
+        for (index, node) in list.iter().enumerate() {
+            let full = format!("{}[{index}]", self.full(key));
+            match node {
+                Node::Mapping(node) => Section::read(node, &full, self.mistakes, &mut read),
+                node => self.wrong(node, format!("{full} must be a mapping, for example {{key: value}}")),
+            }
+        }
+        true
+    }
+
+    /// Complains about the section as a whole; `message` reads on after its name.
+    pub(super) fn mistake(&mut self, message: &str) {
+        let message = format!("{} {message}", self.name);
+        self.mistakes.push(Mistake::at(self.node.span().start(), message));
+    }
+
     /// Reads the mapping `key`, whose keys are names that `check` accepts and whose values are sections.
     pub(super) fn sections(
         &mut self,

@@ -1,0 +1,91 @@
+//! Sockets that outlive the process: the service manager holds them, from a socket unit or because we asked it to (its
+//! descriptor store), and gives them to the next process. Who connects in between waits and is not refused.
+
+use super::raw;
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt,
+    sockopt::{AcceptConn, SockType as TypeOf},
+};
+use sd_notify::NotifyState;
+use std::{
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::net::UnixListener as StdListener,
+    },
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::net::UnixListener;
+
+/// The sockets that the service manager has given us and nobody has taken yet. Clones are the same set.
+#[derive(Debug, Clone, Default)]
+pub struct Listeners(Arc<Mutex<Vec<(String, OwnedFd)>>>);
+
+impl Listeners {
+    /// Takes them over (`LISTEN_FDS`, sd_listen_fds(3)): the first call has them all, later ones have none. To be called
+    /// first of all, before anything opens a descriptor.
+    ///
+    /// # Errors
+    /// When the environment says what cannot be, or a descriptor is not open.
+    pub fn from_service_manager() -> io::Result<Self> {
+        Ok(Self(Arc::new(Mutex::new(raw::inherited()?))))
+    }
+
+    /// The next listener of that name (`FileDescriptorName=` of a socket unit, or that of [`keep`]); none when there is
+    /// none left. To be called within the runtime.
+    ///
+    /// A name can stand for several, and for one whose path somebody removed: what is served should be on a path that
+    /// still exists. What is no listening unix stream socket is closed, with a warning: one that listens on a network,
+    /// for instance, cannot say who connects.
+    pub fn take(&self, name: &str) -> Option<UnixListener> {
+        while let Some(fd) = self.next(name) {
+            match listener(fd) {
+                Ok(listener) => return Some(listener),
+                Err(error) => {
+                    tracing::warn!(name, cause = %error, "a descriptor of the service manager is of no use");
+                    forget(name);
+                }
+            }
+        }
+        None
+    }
+
+    fn next(&self, name: &str) -> Option<OwnedFd> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = held.iter().position(|(held, _)| held == name)?;
+        Some(held.remove(at).1)
+    }
+
+    /// The names of those that nobody has taken yet.
+    pub fn left(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// A listener that tokio can serve, or why it is none.
+fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
+    let unix = getsockname::<SockaddrStorage>(fd.as_raw_fd())?.family() == Some(AddressFamily::Unix);
+    if !unix || getsockopt(&fd, TypeOf)? != SockType::Stream || !getsockopt(&fd, AcceptConn)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no listening unix stream socket"));
+    }
+    let listener = StdListener::from(fd);
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// Asks the service manager to hold a listener for the next process, under `name`. Asking again for the same one changes
+/// nothing. Nothing happens without a service manager, or when the unit does not allow it (`FileDescriptorStoreMax=`).
+pub fn keep(name: &str, listener: &UnixListener) {
+    tell(sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[listener.as_fd()]));
+}
+
+/// Asks it to forget what it holds under `name`.
+pub fn forget(name: &str) {
+    tell(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
+}
+
+fn tell(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        tracing::debug!(cause = %error, "the service manager was not told");
+    }
+}
