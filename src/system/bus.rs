@@ -54,17 +54,15 @@ pub(super) struct Bus {
 }
 
 impl Bus {
-    /// Connects, says who we are (the bus asks the kernel), and greets.
+    /// Connects and greets.
     ///
     /// # Errors
     /// When nobody listens there, or the other side does not speak D-Bus or does not want us.
     pub(super) async fn connect(path: &Path) -> io::Result<Self> {
         let mut stream = BufReader::new(UnixStream::connect(path).await?);
-        let uid: String = nix::unistd::geteuid().to_string().bytes().map(|digit| format!("{digit:02x}")).collect();
-        // In one go, as systemd's own library does it: each line is answered in its turn.
-        let hello = format!("\0AUTH EXTERNAL {uid}\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n");
-        stream.write_all(hello.as_bytes()).await?;
-        if !line(&mut stream).await?.starts_with("OK ") {
+        // In one go, as systemd's own library does it, and without a user: the bus asks the kernel who we are.
+        stream.write_all(b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n").await?;
+        if line(&mut stream).await? != "DATA" || !line(&mut stream).await?.starts_with("OK ") {
             return Err(wrong("the bus does not accept this user"));
         }
         let descriptors = line(&mut stream).await? == "AGREE_UNIX_FD";
@@ -171,8 +169,8 @@ fn encode(serial: u32, method: Method, argument: Argument<'_>) -> Vec<u8> {
         out.push(0);
     };
     text(&mut out, 1, b'o', method.path);
-    text(&mut out, 2, b's', method.interface);
     text(&mut out, 3, b's', method.member);
+    text(&mut out, 2, b's', method.interface);
     text(&mut out, 6, b's', method.service);
     if let Some(signature) = signature {
         out.resize(out.len().next_multiple_of(8), 0);
