@@ -75,7 +75,7 @@ fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
 
 /// Asks the service manager to hold a listener for the next process, under `name`. Asking again for the same one changes
 /// nothing. Nothing happens without a service manager, or when the unit does not allow it (`FileDescriptorStoreMax=`).
-pub fn keep(name: &str, listener: &UnixListener) {
+pub fn keep(name: &str, listener: impl AsFd) {
     tell(sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[listener.as_fd()]));
 }
 
