@@ -1,7 +1,7 @@
 //! Who may connect: processes of other users knock, and systemd (a fake on a socket, which speaks the real wire form)
 //! knows their units.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 use crate::system_bus::{Kind, SystemBus};
 use std::{

@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 use super::*;
 use nix::unistd::{getegid, geteuid};
 use std::{
