@@ -11,8 +11,9 @@ use std::{
     io,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
-        unix::net::UnixListener as StdListener,
+        unix::{fs::FileTypeExt, net::UnixListener as StdListener},
     },
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::net::UnixListener;
@@ -31,12 +32,11 @@ impl Listeners {
         Ok(Self(Arc::new(Mutex::new(raw::inherited()?))))
     }
 
-    /// The next listener of that name (`FileDescriptorName=` of a socket unit, or that of [`keep`]); none when there is
-    /// none left. To be called within the runtime.
+    /// The next listener of that name (`FileDescriptorName=` of a socket unit); none when there is none left. To be
+    /// called within the runtime.
     ///
-    /// A name can stand for several, and for one whose path somebody removed: what is served should be on a path that
-    /// still exists. What is no listening unix stream socket is closed, with a warning: one that listens on a network,
-    /// for instance, cannot say who connects.
+    /// What is no listening unix stream socket is closed, with a warning: one that listens on a network, for instance,
+    /// cannot say who connects.
     pub fn take(&self, name: &str) -> Option<UnixListener> {
         while let Some(fd) = self.next(name) {
             match listener(fd) {
@@ -47,6 +47,18 @@ impl Listeners {
                 }
             }
         }
+        None
+    }
+
+    /// The listener on `path` that a process before us has asked to [`keep`]. None, too, when somebody has removed the
+    /// path: then nobody would find it. To be called within the runtime.
+    pub fn take_kept(&self, path: &Path) -> Option<UnixListener> {
+        let name = name_of(path)?;
+        let kept = self.take(name)?;
+        if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+            return Some(kept);
+        }
+        forget(name);
         None
     }
 
@@ -73,14 +85,27 @@ fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
     UnixListener::from_std(listener)
 }
 
-/// Asks the service manager to hold a listener for the next process, under `name`. Asking again for the same one changes
-/// nothing. Nothing happens without a service manager, or when the unit does not allow it (`FileDescriptorStoreMax=`).
-pub fn keep(name: &str, listener: impl AsFd) {
+/// Asks the service manager to hold the listener on `path` for the next process, which finds it with
+/// [`Listeners::take_kept`]. Asking again for the same one changes nothing. Nothing happens without a service manager, or
+/// when the unit does not allow it (`FileDescriptorStoreMax=`).
+pub fn keep(path: &Path, listener: impl AsFd) {
+    let Some(name) = name_of(path) else { return };
     tell(sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[listener.as_fd()]));
 }
 
-/// Asks it to forget what it holds under `name`.
-pub fn forget(name: &str) {
+/// Asks it to let go of what it holds for `path`: another listener is there now, or none.
+pub fn let_go(path: &Path) {
+    if let Some(name) = name_of(path) {
+        forget(name);
+    }
+}
+
+/// What is kept has its path as its name, as far as that can be one (sd_pid_notify_with_fds(3)).
+fn name_of(path: &Path) -> Option<&str> {
+    path.to_str().filter(|name| name.len() <= 255 && name.bytes().all(|b| matches!(b, b' '..=b'~') && b != b':'))
+}
+
+fn forget(name: &str) {
     tell(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
 }
 
