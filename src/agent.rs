@@ -13,7 +13,7 @@ use crate::{
     bundle::{self, Bundle, BundleDir},
     config::Config,
     status::{Status, WorkloadStatus, Workloads},
-    system::{FileWatch, Root, going_down},
+    system::{FileWatch, Listeners, Root, going_down},
     workload::{HostFacts, Workload},
 };
 use std::{
@@ -43,6 +43,7 @@ pub struct Agent {
     admin: Admin,
     status: Status,
     workloads: watch::Sender<Workloads>,
+    listeners: Listeners,
 }
 
 impl Agent {
@@ -54,7 +55,13 @@ impl Agent {
         let (workloads, receiver) = watch::channel(Workloads::default());
         let status = Status::new(receiver);
         let admin = Admin::bind(root, config.admin_address, status.clone()).await?;
-        Ok(Self { root: root.clone(), config, admin, status, workloads })
+        Ok(Self { root: root.clone(), config, admin, status, workloads, listeners: Listeners::default() })
+    }
+
+    /// Serves on what the service manager has passed, instead of sockets of its own.
+    #[must_use]
+    pub fn with_listeners(self, listeners: Listeners) -> Self {
+        Self { listeners, ..self }
     }
 
     /// The loopback address that is served.
@@ -69,13 +76,13 @@ impl Agent {
 
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { root, config, admin, status, workloads } = self;
+        let Self { root, config, admin, status, workloads, listeners } = self;
         let stopped = CancellationToken::new();
         let (beat, heart) = watch::channel(Instant::now());
         let alive = move || heart.borrow().elapsed() < ALIVE;
         let supervisor = admin::supervise(status, config.ready_timeout, alive, stop.clone());
         let served = admin.run(stopped.clone());
-        let mut floor = Floor { root, config, workloads, beat, slots: BTreeMap::new() };
+        let mut floor = Floor { root, config, workloads, beat, listeners, slots: BTreeMap::new() };
         let units = async {
             floor.run(stop).await;
             stopped.cancel();
@@ -119,6 +126,7 @@ struct Floor {
     workloads: watch::Sender<Workloads>,
     /// When the floor was last looked over: what the watchdog goes by.
     beat: watch::Sender<Instant>,
+    listeners: Listeners,
     slots: BTreeMap<String, Slot>,
 }
 
@@ -126,9 +134,13 @@ impl Floor {
     async fn run(&mut self, stop: CancellationToken) {
         let (leaving, told) = watch::channel(false);
         let units = CancellationToken::new();
+        let mut first = true;
         loop {
             self.look(&units, &told);
             self.beat.send_replace(Instant::now());
+            if std::mem::take(&mut first) {
+                self.unclaimed();
+            }
             let next = Instant::now() + LOOK;
             tokio::select! {
                 () = sleep_until(next) => {}
@@ -148,6 +160,17 @@ impl Floor {
         };
         if timeout(STOP, ended).await.is_err() {
             tracing::warn!("a session did not end in time and is dropped");
+        }
+    }
+
+    /// Says which passed sockets nobody serves. They stay open: the bundle of their workload may come yet.
+    fn unclaimed(&self) {
+        for socket in self.listeners.left() {
+            tracing::warn!(
+                socket,
+                "no workload serves a socket that the service manager has passed, so who connects to it waits; \
+                 its FileDescriptorName= must be the name of a workload, whose bundle is in place"
+            );
         }
     }
 

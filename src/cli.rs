@@ -6,9 +6,10 @@ use crate::{
     admin::AdminError,
     agent::Agent,
     config::{Config, ConfigError},
-    system::{self, Root},
+    system::{self, Listeners, Root},
     telemetry::{self, LogFilter, LogFormat},
 };
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
@@ -115,22 +116,29 @@ fn exit_status(error: &anyhow::Error) -> u8 {
 
 /// One thread is enough: nothing here computes for long.
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    // Before the runtime opens descriptors of its own.
+    let listeners = match &cli.command {
+        Command::Run(_) => Listeners::from_service_manager().context(
+            "the sockets of the service manager (LISTEN_FDS) cannot be taken over; unset LISTEN_PID to start without",
+        )?,
+        Command::Status(_) => Listeners::default(),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.command {
-            Command::Run(args) => run(args).await,
+            Command::Run(args) => run(args, listeners).await,
             Command::Status(args) => show(args).await,
         }
     })
 }
 
-async fn run(args: RunArgs) -> anyhow::Result<()> {
+async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     let root = args.host.root();
     let config = Config::load(&root, args.config.as_deref())?;
     telemetry::init(args.log_format, args.log_level.or(config.log_level.clone()).unwrap_or_default());
     let stop = system::shutdown()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
-    let agent = Agent::bind(&root, config).await?;
+    let agent = Agent::bind(&root, config).await?.with_listeners(listeners);
     if let Some(address) = agent.admin_address() {
         tracing::info!("readiness and metrics are on http://{address}");
     }

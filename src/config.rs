@@ -4,6 +4,7 @@
 //! is refused, and all mistakes are told at once, each with its line and column. `config/we-agent.yaml` shows every key
 //! at its default; a test holds it to the code.
 
+mod allow;
 mod files;
 mod mistake;
 mod section;
@@ -12,7 +13,9 @@ mod value;
 
 pub use files::{FilesConfig, OutputConfig, OutputFormat};
 pub use mistake::{ConfigError, Mistake};
-pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, WorkloadConfig, XdsMode};
+pub use settings::{
+    ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig, XdsMode,
+};
 
 use crate::{system::Root, telemetry::LogFilter};
 use marked_yaml::LoaderOptions;

@@ -1,21 +1,29 @@
-//! The host: where its files are, how they are written and watched, what its names mean, its signals and its service
-//! manager.
+//! The host: where its files are, how they are written and watched, what its names mean, who knocks, its signals and its
+//! service manager.
 
 mod access;
+mod bus;
 mod dir;
+pub mod listen;
 pub mod notify;
+mod peer;
 mod power;
+mod raw;
 mod resolver;
 mod route;
 mod signal;
+mod unit;
 mod watch;
 
 pub use access::{Access, Grant};
 pub use dir::{Dir, DirError};
+pub use listen::Listeners;
+pub use peer::{Account, Allow, Peer, user_name};
 pub use power::going_down;
 pub use resolver::Resolver;
 pub use route::{is_of_this_host, source_of_route};
 pub use signal::shutdown;
+pub use unit::{UnitError, Units};
 pub use watch::FileWatch;
 
 use std::path::{Path, PathBuf};

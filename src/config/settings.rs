@@ -1,9 +1,10 @@
 //! The settings of one workload.
 
-use super::{files::FilesConfig, section::Section, value};
+use super::{allow, files::FilesConfig, section::Section, value};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
+    system::Allow,
 };
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -33,6 +34,8 @@ pub struct WorkloadConfig {
     pub membership: MembershipConfig,
     /// `files`.
     pub files: FilesConfig,
+    /// `socket`.
+    pub socket: SocketConfig,
     /// `platform`.
     pub platform: Platform,
 }
@@ -101,6 +104,13 @@ impl Default for MembershipConfig {
     }
 }
 
+/// The socket that programs take the identity from.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SocketConfig {
+    /// `allow`: who may connect besides root and our own user (nobody).
+    pub allow: Vec<Allow>,
+}
+
 impl WorkloadConfig {
     /// Reads what `s` says over what is there already.
     pub(super) fn read(&mut self, s: &mut Section<'_>) {
@@ -136,5 +146,6 @@ impl WorkloadConfig {
             s.set("maxBytes", value::bytes, &mut self.membership.max_bytes);
         });
         s.section("files", |s| self.files.read(s));
+        s.section("socket", |s| allow::read(s, &mut self.socket.allow));
     }
 }

@@ -1,8 +1,10 @@
 //! Integration tests: one binary, real sockets, real TLS.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod activation;
 mod address;
 mod admin;
+mod allowed;
 mod architecture;
 mod authority;
 mod cli;
@@ -30,3 +32,4 @@ mod secrets;
 mod several_workloads;
 mod shutdown;
 mod support;
+mod system_bus;

@@ -1,0 +1,116 @@
+//! Sockets that outlive the process: the service manager holds them, from a socket unit or because we asked it to (its
+//! descriptor store), and gives them to the next process. Who connects in between waits and is not refused.
+
+use super::raw;
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt,
+    sockopt::{AcceptConn, SockType as TypeOf},
+};
+use sd_notify::NotifyState;
+use std::{
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::{fs::FileTypeExt, net::UnixListener as StdListener},
+    },
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::net::UnixListener;
+
+/// The sockets that the service manager has given us and nobody has taken yet. Clones are the same set.
+#[derive(Debug, Clone, Default)]
+pub struct Listeners(Arc<Mutex<Vec<(String, OwnedFd)>>>);
+
+impl Listeners {
+    /// Takes them over (`LISTEN_FDS`, sd_listen_fds(3)): the first call has them all, later ones have none. To be called
+    /// first of all, before anything opens a descriptor.
+    ///
+    /// # Errors
+    /// When the environment says what cannot be, or a descriptor is not open.
+    pub fn from_service_manager() -> io::Result<Self> {
+        Ok(Self(Arc::new(Mutex::new(raw::inherited()?))))
+    }
+
+    /// The next listener of that name (`FileDescriptorName=` of a socket unit); none when there is none left. To be
+    /// called within the runtime.
+    ///
+    /// What is no listening unix stream socket is closed, with a warning: one that listens on a network, for instance,
+    /// cannot say who connects.
+    pub fn take(&self, name: &str) -> Option<UnixListener> {
+        while let Some(fd) = self.next(name) {
+            match listener(fd) {
+                Ok(listener) => return Some(listener),
+                Err(error) => {
+                    tracing::warn!(name, cause = %error, "a descriptor of the service manager is of no use");
+                    forget(name);
+                }
+            }
+        }
+        None
+    }
+
+    /// The listener on `path` that a process before us has asked to [`keep`]. None, too, when somebody has removed the
+    /// path: then nobody would find it. To be called within the runtime.
+    pub fn take_kept(&self, path: &Path) -> Option<UnixListener> {
+        let name = name_of(path)?;
+        let kept = self.take(name)?;
+        if std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket()) {
+            return Some(kept);
+        }
+        forget(name);
+        None
+    }
+
+    fn next(&self, name: &str) -> Option<OwnedFd> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = held.iter().position(|(held, _)| held == name)?;
+        Some(held.remove(at).1)
+    }
+
+    /// The names of those that nobody has taken yet.
+    pub fn left(&self) -> Vec<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(name, _)| name.clone()).collect()
+    }
+}
+
+/// A listener that tokio can serve, or why it is none.
+fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
+    let unix = getsockname::<SockaddrStorage>(fd.as_raw_fd())?.family() == Some(AddressFamily::Unix);
+    if !unix || getsockopt(&fd, TypeOf)? != SockType::Stream || !getsockopt(&fd, AcceptConn)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no listening unix stream socket"));
+    }
+    let listener = StdListener::from(fd);
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
+/// Asks the service manager to hold the listener on `path` for the next process, which finds it with
+/// [`Listeners::take_kept`]. Asking again for the same one changes nothing. Nothing happens without a service manager, or
+/// when the unit does not allow it (`FileDescriptorStoreMax=`).
+pub fn keep(path: &Path, listener: impl AsFd) {
+    let Some(name) = name_of(path) else { return };
+    tell(sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[listener.as_fd()]));
+}
+
+/// Asks it to let go of what it holds for `path`: another listener is there now, or none.
+pub fn let_go(path: &Path) {
+    if let Some(name) = name_of(path) {
+        forget(name);
+    }
+}
+
+/// What is kept has its path as its name, as far as that can be one (sd_pid_notify_with_fds(3)).
+fn name_of(path: &Path) -> Option<&str> {
+    path.to_str().filter(|name| name.len() <= 255 && name.bytes().all(|b| matches!(b, b' '..=b'~') && b != b':'))
+}
+
+fn forget(name: &str) {
+    tell(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
+}
+
+fn tell(sent: io::Result<()>) {
+    if let Err(error) = sent {
+        tracing::debug!(cause = %error, "the service manager was not told");
+    }
+}

@@ -1,0 +1,180 @@
+//! Who is at the other end of a unix socket.
+//!
+//! The kernel notes user, group and process of a peer when it connects, and never again: a process that gives up its
+//! rights later, or hands the socket on, stays who it was. The number of a process is used again after its end, so what
+//! is said about the process is tied to a descriptor of it (pidfd).
+
+use super::raw;
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::socket::{getsockopt, sockopt::PeerPidfd},
+    unistd::{Group, User},
+};
+use std::{
+    fmt, io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
+use tokio::net::UnixStream;
+
+/// What the kernel shows instead of a user or a group that does not exist in our user namespace
+/// (`/proc/sys/kernel/overflowuid`): it may be anybody, so it is nobody whom one can allow.
+const UNMAPPED: u32 = 65_534;
+
+/// The process at the other end, as it was when it connected.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its effective user.
+    pub uid: u32,
+    /// Its effective group.
+    pub gid: u32,
+    /// All its groups: the effective one first, then the supplementary ones.
+    pub groups: Vec<u32>,
+    /// Its number in our namespace; none when it has none there.
+    pub pid: Option<i32>,
+    process: Process,
+}
+
+/// What holds the process fast.
+#[derive(Debug)]
+enum Process {
+    /// Its number means nobody else while this is open.
+    Pinned(OwnedFd),
+    /// It has ended.
+    Gone,
+    /// The system has no descriptors of processes, or no number for this one.
+    Unpinned,
+}
+
+impl Peer {
+    /// Asks the kernel about the peer of a connection that was accepted. Asks at once: to be called right after `accept`,
+    /// which on kernels before 6.5 is what leaves a number no time to be used again.
+    ///
+    /// # Errors
+    /// When the kernel does not answer, or descriptors have run out.
+    pub fn of(stream: &UnixStream) -> io::Result<Self> {
+        let credentials = stream.peer_cred()?;
+        let pid = credentials.pid().filter(|pid| *pid > 0);
+        let (uid, gid) = (credentials.uid(), credentials.gid());
+        let mut groups = raw::peer_groups(stream.as_fd())?;
+        groups.insert(0, gid);
+        Ok(Self { uid, gid, groups, pid, process: Process::of(stream, pid)? })
+    }
+
+    /// A descriptor of the process, when there is one.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        match &self.process {
+            Process::Pinned(fd) => Some(fd.as_fd()),
+            Process::Gone | Process::Unpinned => None,
+        }
+    }
+
+    /// Whether the process that connected is known to have ended: whoever holds its socket now is somebody else.
+    pub fn has_gone(&self) -> bool {
+        match &self.process {
+            Process::Pinned(fd) => has_ended(fd.as_fd()),
+            Process::Gone => true,
+            Process::Unpinned => false,
+        }
+    }
+}
+
+/// `uid 1000, gid 100, pid 4711`.
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "uid {}, gid {}", self.uid, self.gid)?;
+        self.pid.map_or(Ok(()), |pid| write!(f, ", pid {pid}"))
+    }
+}
+
+impl Process {
+    fn of(stream: &UnixStream, pid: Option<i32>) -> io::Result<Self> {
+        match getsockopt(stream, PeerPidfd) {
+            Ok(fd) => Ok(Self::Pinned(fd)),
+            // Which of the two it is depends on the kernel.
+            Err(Errno::ESRCH | Errno::EINVAL) => Ok(Self::Gone),
+            // An older kernel, or a process that has no number here.
+            Err(Errno::ENOPROTOOPT | Errno::ENODATA) => Self::by_number(pid),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// For kernels before 6.5.
+    fn by_number(pid: Option<i32>) -> io::Result<Self> {
+        let Some(pid) = pid else { return Ok(Self::Unpinned) };
+        match raw::pidfd_open(pid) {
+            Ok(fd) => Ok(Self::Pinned(fd)),
+            Err(error) => match error.raw_os_error().map(Errno::from_raw) {
+                Some(Errno::ESRCH) => Ok(Self::Gone),
+                // A kernel before 5.3, or a filter that keeps it from us.
+                Some(Errno::ENOSYS | Errno::EPERM) => Ok(Self::Unpinned),
+                _ => Err(error),
+            },
+        }
+    }
+}
+
+/// A pidfd is readable from the end of its process on.
+fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
+    let mut look = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    // A look that fails shows no living process.
+    !matches!(poll(&mut look, PollTimeout::ZERO), Ok(0))
+}
+
+/// A user or a group, as the configuration has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Account {
+    /// By its number.
+    Id(u32),
+    /// By its name, which the system is asked for each time: its directory may not be up yet at boot.
+    Name(String),
+}
+
+/// Whom the configuration lets in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Allow {
+    /// Processes of this user.
+    User(Account),
+    /// Processes that have this group, as their own or as one more.
+    Group(Account),
+    /// Processes of this systemd unit, by its full name.
+    Unit(String),
+}
+
+impl Allow {
+    /// Whether it lets a peer in by its user or one of its groups. Looks names up, which may block for as long as the
+    /// system's directory takes. A unit is not decided here.
+    pub fn fits(&self, uid: u32, groups: &[u32]) -> bool {
+        match self {
+            Self::User(user) => user.id(user_id).is_some_and(|allowed| allowed == uid),
+            Self::Group(group) => group.id(group_id).is_some_and(|allowed| groups.contains(&allowed)),
+            Self::Unit(_) => false,
+        }
+    }
+}
+
+impl Account {
+    fn id(&self, look_up: impl Fn(&str) -> Option<u32>) -> Option<u32> {
+        let id = match self {
+            Self::Id(id) => Some(*id),
+            Self::Name(name) => look_up(name),
+        };
+        id.filter(|id| *id != UNMAPPED)
+    }
+}
+
+/// The name of a user; none when it has none. May block, as [`Allow::fits`].
+pub fn user_name(uid: u32) -> Option<String> {
+    User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
+}
+
+fn user_id(name: &str) -> Option<u32> {
+    User::from_name(name).ok().flatten().map(|user| user.uid.as_raw())
+}
+
+fn group_id(name: &str) -> Option<u32> {
+    Group::from_name(name).ok().flatten().map(|group| group.gid.as_raw())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,74 @@
+//! The few lines that the compiler cannot check: what the kernel offers and no library here wraps. Nothing else in this
+//! crate is unsafe.
+
+#![allow(unsafe_code)]
+
+use nix::{errno::Errno, libc};
+use std::{
+    io,
+    os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+/// More supplementary groups than this the kernel gives nobody (`NGROUPS_MAX`).
+const MAX_GROUPS: usize = 65_536;
+
+/// Takes over the descriptors that a service manager left open for this process (sd_listen_fds(3)), with their names.
+/// Only the first call gives any: nobody owns a descriptor twice. To be called before anything else opens one, for a
+/// manager that counts wrongly would give away what is somebody's already.
+///
+/// # Errors
+/// When the environment says what cannot be, or a descriptor is not open.
+pub(super) fn inherited() -> io::Result<Vec<(String, OwnedFd)>> {
+    static TAKEN: AtomicBool = AtomicBool::new(false);
+    if TAKEN.swap(true, Ordering::SeqCst) {
+        return Ok(Vec::new());
+    }
+    let found: Vec<(RawFd, String)> = sd_notify::listen_fds_with_names()?.collect();
+    // SAFETY: `LISTEN_PID` is this process, so the descriptors were left to it; each is open (its flags could be set),
+    // listed once, and, by the guard above, has no other owner here.
+    Ok(found.into_iter().map(|(fd, name)| (name, unsafe { OwnedFd::from_raw_fd(fd) })).collect())
+}
+
+/// The supplementary groups that the process at the other end had when it connected (`SO_PEERGROUPS`, Linux 4.13).
+///
+/// # Errors
+/// When the socket is no connected unix socket, or the kernel is older.
+pub(super) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let mut size = libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(io::Error::other)?;
+        // SAFETY: the kernel writes at most `size` bytes, which is the size of `groups`, and then `size` itself.
+        let done = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut size,
+            )
+        };
+        let count = size as usize / size_of::<libc::gid_t>();
+        match Errno::result(done) {
+            Ok(_) => {
+                groups.truncate(count);
+                return Ok(groups);
+            }
+            // Too few places: `size` says how many there must be.
+            Err(Errno::ERANGE) if count > groups.len() && count <= MAX_GROUPS => groups.resize(count, 0),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// A descriptor of the process that has the id now (pidfd_open(2), Linux 5.3).
+///
+/// # Errors
+/// When there is no such process, or the kernel is older.
+pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    // SAFETY: two integers go in, and what comes out is a new descriptor (close-on-exec) or -1.
+    let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

@@ -1,0 +1,133 @@
+//! Which unit a process belongs to: systemd knows, and is asked. (`/proc` tells it, too, but a process is in the cgroup
+//! that it is in now, and the number that we look up may be another's by now.)
+
+use super::{
+    Peer, Root,
+    bus::{Answer, Argument, Bus, Method},
+};
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use tokio::{sync::Semaphore, time::timeout};
+
+/// Where the system bus listens, below the root.
+const BUS: &str = "/run/dbus/system_bus_socket";
+/// Bound on one question, greeting and waiting included.
+const ASK: Duration = Duration::from_secs(2);
+/// Questions at a time: whoever connects a thousand times shall not take all connections that the bus gives us.
+const AT_A_TIME: usize = 4;
+
+/// systemd, to be asked for units.
+#[derive(Debug, Clone)]
+pub struct Units {
+    bus: PathBuf,
+    turn: Arc<Semaphore>,
+}
+
+/// Why there is no unit.
+#[derive(Debug, thiserror::Error)]
+pub enum UnitError {
+    /// The process has ended: whoever is there now did not connect.
+    #[error("the process has ended")]
+    Gone,
+    /// The kernel is too old for the question, or the process has no number here.
+    #[error("the process cannot be held fast, which takes Linux 5.3 and a common process namespace")]
+    Unpinned,
+    /// The bus does not answer.
+    #[error("{}: {source}; a unit can only be told where systemd and the system bus run", .bus.display())]
+    Bus {
+        /// Its socket.
+        bus: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+    /// systemd refuses, for example because the process is in no unit.
+    #[error("systemd says {name}: {text}")]
+    Refused {
+        /// The D-Bus name of the error.
+        name: String,
+        /// Its text.
+        text: String,
+    },
+    /// No answer in two seconds.
+    #[error("systemd did not answer in time")]
+    Late,
+}
+
+impl Units {
+    /// Asks on the system bus of `root`.
+    pub fn new(root: &Root) -> Self {
+        Self { bus: root.path(BUS), turn: Arc::new(Semaphore::new(AT_A_TIME)) }
+    }
+
+    /// The full name of the unit that `peer` belongs to.
+    ///
+    /// # Errors
+    /// When there is none, or nobody knows.
+    pub async fn of(&self, peer: &Peer) -> Result<String, UnitError> {
+        timeout(ASK, self.ask(peer)).await.unwrap_or(Err(UnitError::Late))
+    }
+
+    async fn ask(&self, peer: &Peer) -> Result<String, UnitError> {
+        let failed = |source| UnitError::Bus { bus: self.bus.clone(), source };
+        let _turn = self.turn.acquire().await.map_err(|closed| failed(io::Error::other(closed)))?;
+        let Some(pidfd) = peer.pidfd() else {
+            return Err(if peer.has_gone() { UnitError::Gone } else { UnitError::Unpinned });
+        };
+        let mut bus = Bus::connect(&self.bus).await.map_err(failed)?;
+        if bus.takes_descriptors() {
+            // Answers with the path of the unit, its name, and the id of its run.
+            match bus.call(manager("GetUnitByPIDFD"), Argument::Descriptor(pidfd)).await.map_err(failed)? {
+                Answer::Strings(strings) => return strings.into_iter().nth(1).ok_or_else(|| failed(unreadable())),
+                // systemd before 253 does not know it; what its bus policy does not know, the bus denies.
+                Answer::Error(name, _) if is_unknown(&name) => {}
+                Answer::Error(name, text) => return Err(UnitError::Refused { name, text }),
+            }
+        }
+        let Some(number) = peer.pid.and_then(|pid| u32::try_from(pid).ok()) else { return Err(UnitError::Unpinned) };
+        let unit = match bus.call(manager("GetUnitByPID"), Argument::Number(number)).await.map_err(failed)? {
+            Answer::Strings(strings) => {
+                strings.first().and_then(|path| named(path)).ok_or_else(|| failed(unreadable()))
+            }
+            Answer::Error(name, text) => Err(UnitError::Refused { name, text }),
+        };
+        // The second look: if the process we hold is there still, the number was its own all the time.
+        if peer.has_gone() { Err(UnitError::Gone) } else { unit }
+    }
+}
+
+fn manager(member: &'static str) -> Method {
+    Method {
+        service: "org.freedesktop.systemd1",
+        path: "/org/freedesktop/systemd1",
+        interface: "org.freedesktop.systemd1.Manager",
+        member,
+    }
+}
+
+fn is_unknown(error: &str) -> bool {
+    matches!(error, "org.freedesktop.DBus.Error.UnknownMethod" | "org.freedesktop.DBus.Error.AccessDenied")
+}
+
+fn unreadable() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "systemd's answer names no unit")
+}
+
+/// The unit of an object path: its last part, in which each byte that is no letter or digit is written `_xx`.
+fn named(path: &str) -> Option<String> {
+    let escaped = path.strip_prefix("/org/freedesktop/systemd1/unit/")?;
+    let mut name = Vec::with_capacity(escaped.len());
+    let mut rest = escaped.as_bytes();
+    while let [first, after @ ..] = rest {
+        if *first == b'_' {
+            let digits = std::str::from_utf8(after.get(..2)?).ok()?;
+            name.push(u8::from_str_radix(digits, 16).ok()?);
+            rest = &after[2..];
+        } else {
+            name.push(*first);
+            rest = after;
+        }
+    }
+    String::from_utf8(name).ok().filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests;
