@@ -17,10 +17,24 @@ pub mod envoy {
             }
         }
     }
+    pub mod extensions {
+        pub mod transport_sockets {
+            pub mod tls {
+                pub mod v3 {
+                    include!("envoy.extensions.transport_sockets.tls.v3.rs");
+                }
+            }
+        }
+    }
     pub mod service {
         pub mod discovery {
             pub mod v3 {
                 include!("envoy.service.discovery.v3.rs");
+            }
+        }
+        pub mod secret {
+            pub mod v3 {
+                include!("envoy.service.secret.v3.rs");
             }
         }
     }
