@@ -1,5 +1,13 @@
 //! How an SVID leaves the daemon.
 
+mod authority;
+mod consumers;
 mod files;
+mod policy;
+mod sds;
+mod socket;
+mod workload_api;
 
 pub use files::{Files, FilesError, Layout, Outcome, run};
+pub use policy::{Denied, Policy};
+pub use socket::{Place, serve};

@@ -8,14 +8,19 @@ use crate::{
     health::{self, ProbeSettings},
     identity::{self, Wanted},
     locality,
-    publish::{self, Files, Layout},
+    publish::{self, Files, Layout, Place, Policy},
     session,
-    status::{Addresses, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus},
-    system::{Access, FileWatch, Resolver, Root},
+    status::{
+        Addresses, Consumers, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus,
+    },
+    system::{Access, FileWatch, Resolver, Root, Units},
     time::Clock,
     workload::{Locality, Overrides, Workload},
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
@@ -57,13 +62,18 @@ impl Unit {
             .into_iter()
             .map(|(name, files)| (name, files, watch::Sender::new(Publication::default())))
             .collect();
+        let (socket, consumers) =
+            (watch::Sender::new(Publication::default()), watch::Sender::new(Consumers::default()));
+        let mut publications: Vec<_> = outputs.iter().map(|(name, _, fact)| (*name, fact.subscribe())).collect();
+        publications.extend(settings.socket.enabled.then(|| ("socket", socket.subscribe())));
         let facts = Facts {
             identity: identity.subscribe(),
             registration: registration.subscribe(),
             membership: membership.subscribe(),
             health: health.subscribe(),
             addresses: addresses.subscribe(),
-            publications: outputs.iter().map(|(name, _, fact)| (*name, fact.subscribe())).collect(),
+            publications,
+            consumers: consumers.subscribe(),
         };
 
         let stop = stop.child_token();
@@ -72,6 +82,12 @@ impl Unit {
         loops.spawn(journal::run(facts.clone(), clock, stop.clone()).instrument(span()));
         for (_, files, fact) in outputs {
             loops.spawn(publish::run(files, facts.identity.clone(), fact, clock, stop.clone()).instrument(span()));
+        }
+        if settings.socket.enabled {
+            let place = Place::new(root, own_dir(&workload), settings.socket.group.clone(), None);
+            let policy = Policy::new(&workload.name, settings.socket.allow.clone(), Units::new(root));
+            let served = publish::serve(place, policy, facts.identity.clone(), socket, consumers, clock, stop.clone());
+            loops.spawn(served.instrument(span()));
         }
         let resolver = Resolver::new(workload.hosts.clone());
         let authority = &workload.discovery.authority;
@@ -183,13 +199,17 @@ fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted
     }
 }
 
+/// Where files and socket of a workload are.
+fn own_dir(workload: &Workload) -> PathBuf {
+    Path::new("/run/we-agent").join(&workload.name)
+}
+
 /// Where the certificate goes.
 fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Vec<(&'static str, Files)> {
     // 0640: for the group that we run as.
     let access =
         if settings.files.mode & 0o040 == 0 { Access::Owner } else { Access::Group(nix::unistd::getegid().as_raw()) };
-    let own = Path::new("/run/we-agent").join(&workload.name);
-    let mut outputs = vec![("files", Files::new(root, own, Layout::Generations, access))];
+    let mut outputs = vec![("files", Files::new(root, own_dir(workload), Layout::Generations, access))];
     if let Some(dir) = workload.output_certs.as_ref().filter(|_| settings.files.output_certs) {
         outputs.push(("output_certs", Files::new(root, dir, Layout::Flat, access)));
     }

@@ -1,9 +1,10 @@
 //! The settings of one workload.
 
-use super::{section::Section, value};
+use super::{allow, section::Section, value};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
+    system::{Account, Allow},
 };
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -33,6 +34,8 @@ pub struct WorkloadConfig {
     pub membership: MembershipConfig,
     /// `files`.
     pub files: FilesConfig,
+    /// `socket`.
+    pub socket: SocketConfig,
     /// `platform`.
     pub platform: Platform,
 }
@@ -116,6 +119,24 @@ impl Default for FilesConfig {
     }
 }
 
+/// The socket that programs take the identity from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SocketConfig {
+    /// `enabled` (yes).
+    pub enabled: bool,
+    /// `group` of the socket, whose members can reach it, so that `allow` can let them in; none stands for the group that
+    /// we run as, of which we must be a member.
+    pub group: Option<Account>,
+    /// `allow`: who may connect besides root and our own user (nobody).
+    pub allow: Vec<Allow>,
+}
+
+impl Default for SocketConfig {
+    fn default() -> Self {
+        Self { enabled: true, group: None, allow: Vec::new() }
+    }
+}
+
 impl WorkloadConfig {
     /// Reads what `s` says over what is there already.
     pub(super) fn read(&mut self, s: &mut Section<'_>) {
@@ -153,6 +174,11 @@ impl WorkloadConfig {
         s.section("files", |s| {
             s.set("outputCerts", value::boolean, &mut self.files.output_certs);
             s.set("mode", value::mode, &mut self.files.mode);
+        });
+        s.section("socket", |s| {
+            s.set("enabled", value::boolean, &mut self.socket.enabled);
+            s.set_some("group", allow::account, &mut self.socket.group);
+            allow::read(s, &mut self.socket.allow);
         });
     }
 }

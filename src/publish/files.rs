@@ -100,7 +100,8 @@ impl Files {
         let (root, dir) = (&self.root, Path::new(&self.dir));
         Ok(match self.layout {
             Layout::Generations => {
-                generations::publish(&Dir::create(root, dir, self.access)?, context, self.access, now)?
+                // The socket stands beside the links; each generation keeps its own, narrower mode.
+                generations::publish(&Dir::create_passable(root, dir, self.access)?, context, self.access, now)?
             }
             Layout::Flat => flat::publish(&Dir::open(root, dir)?, context, self.access)?,
         })
