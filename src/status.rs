@@ -7,13 +7,14 @@ mod report;
 mod snapshot;
 
 pub use report::{
-    AddressReport, HealthReport, HealthState, IdentityReport, IdentityState, MembershipReport, MembershipState,
-    PublicationReport, RegistrationReport, RegistrationState, Report, Timestamp, WorkloadReport,
+    AddressReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport, IdentityState,
+    MembershipReport, MembershipState, PublicationReport, RegistrationReport, RegistrationState, Report, Timestamp,
+    WorkloadReport,
 };
 pub use snapshot::{Status, WorkloadStatus, Workloads};
 
 use crate::spiffe::{X509Bundle, X509Context};
-use std::{net::IpAddr, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
 
 /// Something that goes wrong at present: since when, a stable word for metrics, and one line with cause and fix.
@@ -159,6 +160,28 @@ pub struct Publication {
     pub trouble: Option<Trouble>,
 }
 
+/// One thing that a program takes from the socket, say Envoy the secret `default`; written by the socket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consumer {
+    /// `sds`.
+    pub protocol: &'static str,
+    /// Who it says it is, say the node id of an Envoy; empty when it says nothing.
+    pub node: String,
+    /// The user that it runs as, as the kernel says.
+    pub uid: u32,
+    /// Its process, as the kernel says; none when that is hidden from us.
+    pub pid: Option<i32>,
+    /// The version that it was sent last; none while it waits for the first.
+    pub sent: Option<Arc<str>>,
+    /// The version that it uses, as far as it has said.
+    pub accepted: Option<Arc<str>>,
+    /// Why it does not use what it was sent last.
+    pub refusal: Option<String>,
+}
+
+/// The consumers of one socket, by their number and what they take.
+pub type Consumers = BTreeMap<(u64, &'static str), Consumer>;
+
 /// One address that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -194,4 +217,6 @@ pub struct Facts {
     pub addresses: watch::Receiver<Addresses>,
     /// One per publisher: its name and what it has put out.
     pub publications: Vec<(String, watch::Receiver<Publication>)>,
+    /// Written by the socket.
+    pub consumers: watch::Receiver<Consumers>,
 }

@@ -9,6 +9,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use std::{
+    collections::BTreeMap,
     sync::atomic::AtomicU64,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -47,6 +48,7 @@ pub(super) fn render(report: &Report) -> String {
     let health = gauges("we_agent_health_state", "1 for the state of the application, 0 for the others");
     let services = gauges("we_agent_membership_services", "Services that select the workload");
     let published = gauges("we_agent_publication_current", "Whether consumers see the newest certificate");
+    let consumers = gauges("we_agent_consumers", "Programs on the socket, by what they take and whether they use it");
     let istio = gauges("istio_agent_cert_expiry_seconds", "Validity that is left, under the name of Istio's own agent");
 
     for w in &report.workloads {
@@ -70,6 +72,15 @@ pub(super) fn render(report: &Report) -> String {
         put_state(&membership, w, MembershipState::ALL.iter().map(|s| (s.as_str(), *s == w.membership.state)));
         put_state(&health, w, HealthState::ALL.iter().map(|s| (s.as_str(), *s == w.health.state)));
         put(&services, of(w), w.membership.services.len() as f64);
+        let mut counts = BTreeMap::new();
+        for c in &w.consumers {
+            *counts.entry((c.protocol.as_str(), c.resource.as_str(), c.state.as_str())).or_insert(0.0) += 1.0;
+        }
+        for ((protocol, resource, state), count) in counts {
+            let named = [("protocol", protocol), ("resource", resource), ("state", state)];
+            let labels = named.map(|(label, word)| (label, word.to_owned()));
+            put(&consumers, [of(w), labels.to_vec()].concat(), count);
+        }
         for p in &w.files {
             let labels = [of(w), vec![("publisher", p.publisher.clone())]].concat();
             put(&published, labels, flag(p.serial.is_some() && p.serial == w.identity.serial));
@@ -136,6 +147,7 @@ mod tests {
             health: Default::default(),
             address: Default::default(),
             files: Vec::new(),
+            consumers: Vec::new(),
             ignored: Vec::new(),
             broken: Vec::new(),
         };

@@ -18,7 +18,9 @@ pub(super) fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Roo
     };
     // The outputs share our own directory, and one may be for nginx while another is for haproxy.
     let ours = files.outputs.iter().filter(|output| output.dir.is_none()).map(grant);
-    let open = ours.into_iter().any(|grant| grant.owner.is_some() || grant.mode & 0o044 != 0);
+    // The socket stands there, too, and lets in others than the files do.
+    let open =
+        settings.socket.enabled || ours.into_iter().any(|grant| grant.owner.is_some() || grant.mode & 0o044 != 0);
     let mut words = BTreeMap::new();
     let mut outputs: Vec<_> = files
         .outputs

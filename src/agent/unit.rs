@@ -7,13 +7,20 @@ use crate::{
     control::{Credential, Istiod, MembershipSettings, Post, Xds, read_roots},
     health::{self, ProbeSettings},
     identity::{self, Wanted},
-    locality, publish, session,
-    status::{Addresses, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus},
-    system::{FileWatch, Resolver, Root},
+    locality,
+    publish::{self, Place, Policy},
+    session,
+    status::{
+        Addresses, Consumers, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus,
+    },
+    system::{FileWatch, Resolver, Root, Units},
     time::Clock,
     workload::{Locality, Overrides, Workload},
 };
-use std::{path::Path, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 use tokio::{
     sync::watch,
     task::{JoinHandle, JoinSet},
@@ -55,13 +62,18 @@ impl Unit {
             .into_iter()
             .map(|(name, files)| (name, files, watch::Sender::new(Publication::default())))
             .collect();
+        let (socket, consumers) =
+            (watch::Sender::new(Publication::default()), watch::Sender::new(Consumers::default()));
+        let mut publications: Vec<_> = outputs.iter().map(|(name, _, fact)| (name.clone(), fact.subscribe())).collect();
+        publications.extend(settings.socket.enabled.then(|| ("socket".to_owned(), socket.subscribe())));
         let facts = Facts {
             identity: identity.subscribe(),
             registration: registration.subscribe(),
             membership: membership.subscribe(),
             health: health.subscribe(),
             addresses: addresses.subscribe(),
-            publications: outputs.iter().map(|(name, _, fact)| (name.clone(), fact.subscribe())).collect(),
+            publications,
+            consumers: consumers.subscribe(),
         };
 
         let stop = stop.child_token();
@@ -70,6 +82,12 @@ impl Unit {
         loops.spawn(journal::run(facts.clone(), clock, stop.clone()).instrument(span()));
         for (_, files, fact) in outputs {
             loops.spawn(publish::run(files, facts.identity.clone(), fact, clock, stop.clone()).instrument(span()));
+        }
+        if settings.socket.enabled {
+            let place = Place::new(root, own_dir(&workload), settings.socket.group.clone(), None);
+            let policy = Policy::new(&workload.name, settings.socket.allow.clone(), Units::new(root));
+            let served = publish::serve(place, policy, facts.identity.clone(), socket, consumers, clock, stop.clone());
+            loops.spawn(served.instrument(span()));
         }
         let resolver = Resolver::new(workload.hosts.clone());
         let authority = &workload.discovery.authority;
@@ -179,6 +197,11 @@ fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted
         root: root.clone(),
         store: Path::new("/var/lib/we-agent").join(&workload.name),
     }
+}
+
+/// Where files and socket of a workload are.
+fn own_dir(workload: &Workload) -> PathBuf {
+    Path::new("/run/we-agent").join(&workload.name)
 }
 
 /// What our own configuration says over the bundle.

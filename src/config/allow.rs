@@ -30,7 +30,7 @@ pub(super) fn read(s: &mut Section<'_>, target: &mut Vec<Allow>) {
     }
 }
 
-fn account(text: &str) -> Result<Account, String> {
+pub(super) fn account(text: &str) -> Result<Account, String> {
     if UNMAPPED.contains(&text) {
         return Err(
             "may be anybody: the kernel shows users of other namespaces as this one; name a real one".to_owned()

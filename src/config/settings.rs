@@ -4,7 +4,7 @@ use super::{allow, files::FilesConfig, section::Section, value};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
-    system::Allow,
+    system::{Account, Allow},
 };
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -105,10 +105,21 @@ impl Default for MembershipConfig {
 }
 
 /// The socket that programs take the identity from.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SocketConfig {
+    /// `enabled` (yes).
+    pub enabled: bool,
+    /// `group` of the socket, whose members can reach it, so that `allow` can let them in; none stands for the group that
+    /// we run as, of which we must be a member.
+    pub group: Option<Account>,
     /// `allow`: who may connect besides root and our own user (nobody).
     pub allow: Vec<Allow>,
+}
+
+impl Default for SocketConfig {
+    fn default() -> Self {
+        Self { enabled: true, group: None, allow: Vec::new() }
+    }
 }
 
 impl WorkloadConfig {
@@ -146,6 +157,10 @@ impl WorkloadConfig {
             s.set("maxBytes", value::bytes, &mut self.membership.max_bytes);
         });
         s.section("files", |s| self.files.read(s));
-        s.section("socket", |s| allow::read(s, &mut self.socket.allow));
+        s.section("socket", |s| {
+            s.set("enabled", value::boolean, &mut self.socket.enabled);
+            s.set_some("group", allow::account, &mut self.socket.group);
+            allow::read(s, &mut self.socket.allow);
+        });
     }
 }

@@ -67,6 +67,9 @@ pub struct WorkloadReport {
     pub address: AddressReport,
     /// What each publisher has put out.
     pub files: Vec<PublicationReport>,
+    /// Who takes it from the socket.
+    #[serde(default)]
+    pub consumers: Vec<ConsumerReport>,
     /// Keys of the bundle that are not obeyed.
     pub ignored: Vec<String>,
     /// Mistakes of the bundle; while there is one, nothing runs.
@@ -156,6 +159,42 @@ words! {
         /// The probe cannot run until a person decides.
         Parked = "parked",
     }
+}
+
+words! {
+    /// The state of a consumer.
+    ConsumerState {
+        /// Nothing was sent, for there is no valid certificate; or it has not said yet whether it takes what was sent.
+        #[default]
+        Waiting = "waiting",
+        /// It uses what it was sent last.
+        Current = "current",
+        /// It was sent something newer than what it uses, and has not answered.
+        Behind = "behind",
+        /// It has refused what it was sent last.
+        Refused = "refused",
+    }
+}
+
+/// One thing that a program takes from the socket.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConsumerReport {
+    /// `sds`.
+    pub protocol: String,
+    /// What it takes, say `default` or `ROOTCA`.
+    pub resource: String,
+    /// `waiting`, `current`, `behind` or `refused`.
+    pub state: ConsumerState,
+    /// Who it says it is; empty when it says nothing.
+    pub node: String,
+    /// The user that it runs as.
+    pub uid: u32,
+    /// Its process.
+    pub pid: Option<i32>,
+    /// The version that it uses: of a certificate the serial number.
+    pub version: Option<String>,
+    /// Why it has refused.
+    pub cause: Option<String>,
 }
 
 /// The certificate.

@@ -53,8 +53,13 @@ fn fresh(dir: &Path, server: bool) -> Result<(), Box<dyn Error>> {
     };
     let mut config = Config::new();
     config.out_dir(out.path()).include_file("mod.rs").bytes([".envoy.service.secret.v3"]);
-    // It holds a private key.
-    config.skip_debug([".X509SVID", ".X509SVIDResponse"]);
+    // What can hold a private key has no Debug: nothing can print it by accident.
+    config.skip_debug([
+        ".envoy.service.secret.v3",
+        ".envoy.extensions.transport_sockets.tls.v3",
+        ".X509SVID",
+        ".X509SVIDResponse",
+    ]);
     config.service_generator(Box::new(Stubs { client: stub(true), server: stub(false), serves_all: server }));
     config.compile_fds(protox::compile(&protos, [dir])?)?;
     let committed = dir.join("gen");

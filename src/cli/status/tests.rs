@@ -18,6 +18,7 @@ fn workload(name: &str) -> WorkloadReport {
         health: Default::default(),
         address: Default::default(),
         files: Vec::new(),
+        consumers: Vec::new(),
         ignored: Vec::new(),
         broken: Vec::new(),
     }

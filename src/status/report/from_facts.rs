@@ -1,11 +1,12 @@
 //! From facts to the words of `status`: pure, given the time.
 
 use super::{
-    AddressReport, CandidateReport, HealthReport, HealthState, IdentityReport, IdentityState, MembershipReport,
-    MembershipState, PublicationReport, RegistrationReport, RegistrationState, Timestamp, WorkloadReport,
+    AddressReport, CandidateReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport,
+    IdentityState, MembershipReport, MembershipState, PublicationReport, RegistrationReport, RegistrationState,
+    Timestamp, WorkloadReport,
 };
 use crate::status::{
-    Addresses, Health, Identity, Membership, Publication, Registration, Selection, Trouble, WorkloadStatus,
+    Addresses, Consumer, Health, Identity, Membership, Publication, Registration, Selection, Trouble, WorkloadStatus,
 };
 use std::time::SystemTime;
 
@@ -22,6 +23,7 @@ impl WorkloadReport {
             health: HealthReport::default(),
             address: AddressReport::default(),
             files: Vec::new(),
+            consumers: Vec::new(),
             ignored: workload.ignored.clone(),
             broken: workload.broken.clone(),
         };
@@ -34,6 +36,8 @@ impl WorkloadReport {
             report.address = AddressReport::of(&facts.addresses.borrow());
             report.files =
                 facts.publications.iter().map(|(p, fact)| PublicationReport::of(p, &fact.borrow())).collect();
+            report.consumers =
+                facts.consumers.borrow().iter().map(|((_, takes), c)| ConsumerReport::of(takes, c)).collect();
         }
         report.cause = report.missing(workload.registers);
         report.ready = report.cause.is_none();
@@ -161,6 +165,27 @@ impl PublicationReport {
             publisher: publisher.to_owned(),
             serial: publication.serial.clone(),
             cause: cause(publication.trouble.as_ref()),
+        }
+    }
+}
+
+impl ConsumerReport {
+    fn of(resource: &str, consumer: &Consumer) -> Self {
+        let state = match (&consumer.accepted, &consumer.sent) {
+            _ if consumer.refusal.is_some() => ConsumerState::Refused,
+            (None, _) => ConsumerState::Waiting,
+            (accepted, sent) if accepted == sent => ConsumerState::Current,
+            _ => ConsumerState::Behind,
+        };
+        Self {
+            protocol: consumer.protocol.to_owned(),
+            resource: resource.to_owned(),
+            state,
+            node: consumer.node.clone(),
+            uid: consumer.uid,
+            pid: consumer.pid,
+            version: consumer.accepted.as_deref().map(str::to_owned),
+            cause: consumer.refusal.clone(),
         }
     }
 }

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::status::Consumers;
 use crate::{
     spiffe::{KeyKind, PrivateKey, SpiffeId, X509Context},
     status::*,
@@ -54,7 +55,8 @@ fn payments() -> Writers {
     let (addresses, a) = watch::channel(Addresses::default());
     let (files, f) = watch::channel(Publication::default());
     let publications = vec![("files".to_owned(), f)];
-    let facts = Facts { identity: i, registration: r, membership: m, health: h, addresses: a, publications };
+    let consumers = watch::channel(Consumers::default()).1;
+    let facts = Facts { identity: i, registration: r, membership: m, health: h, addresses: a, publications, consumers };
     let workload = WorkloadStatus {
         name: "payments".to_owned(),
         spiffe_id: Some("spiffe://cluster.local/ns/vms/sa/payments".to_owned()),

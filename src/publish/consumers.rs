@@ -1,0 +1,135 @@
+//! Who takes the identity from the socket, and which version of it: the fact, and the one way to write it.
+
+use crate::status;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+use tokio::sync::watch;
+use tracing::{debug, warn};
+
+/// The consumers of one connection's peer. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Consumers {
+    fact: watch::Sender<status::Consumers>,
+    next: Arc<AtomicU64>,
+    uid: u32,
+    pid: Option<i32>,
+}
+
+impl Consumers {
+    /// Nobody yet; written to `fact`.
+    pub(super) fn new(fact: watch::Sender<status::Consumers>) -> Self {
+        Self { fact, next: Arc::default(), uid: u32::MAX, pid: None }
+    }
+
+    /// Those of one peer.
+    pub(super) fn of(&self, uid: u32, pid: Option<i32>) -> Self {
+        Self { uid, pid, ..self.clone() }
+    }
+
+    /// A place for one stream of `protocol`; given up when dropped.
+    pub(super) fn seat(&self, protocol: &'static str) -> Seat {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        Seat { consumers: self.clone(), number, protocol, node: String::new(), takes: Vec::new() }
+    }
+}
+
+/// What one stream takes.
+#[derive(Debug)]
+pub(super) struct Seat {
+    consumers: Consumers,
+    number: u64,
+    protocol: &'static str,
+    node: String,
+    takes: Vec<&'static str>,
+}
+
+impl Seat {
+    /// It has said who it is.
+    pub(super) fn named(&mut self, node: &str) {
+        node.clone_into(&mut self.node);
+    }
+
+    /// From now on it takes exactly these.
+    pub(super) fn wants(&mut self, takes: &[&'static str]) {
+        if self.takes == takes {
+            return;
+        }
+        self.consumers.fact.send_modify(|all| {
+            for gone in self.takes.iter().filter(|name| !takes.contains(name)) {
+                all.remove(&(self.number, *gone));
+            }
+            for name in takes {
+                all.entry((self.number, *name)).or_insert_with(|| status::Consumer {
+                    protocol: self.protocol,
+                    node: self.node.clone(),
+                    uid: self.consumers.uid,
+                    pid: self.consumers.pid,
+                    sent: None,
+                    accepted: None,
+                    refusal: None,
+                });
+            }
+        });
+        self.takes = takes.to_vec();
+        let Consumers { uid, pid, .. } = self.consumers;
+        debug!(protocol = self.protocol, node = self.node, ?takes, uid, pid, "a consumer");
+    }
+
+    /// It was sent this.
+    pub(super) fn sent(&self, name: &'static str, version: Arc<str>) {
+        self.modify(name, |consumer| consumer.sent = Some(version));
+    }
+
+    /// It uses this.
+    pub(super) fn accepted(&self, name: &'static str, version: Arc<str>) {
+        debug!(protocol = self.protocol, node = self.node, name, version = &*version, "taken by a consumer");
+        self.modify(name, |consumer| {
+            consumer.accepted = Some(version);
+            consumer.refusal = None;
+        });
+    }
+
+    /// It does not want this. Said once for each version, for it is not sent again.
+    pub(super) fn refused(&self, name: &'static str, version: &str, why: &str) {
+        let Consumers { uid, pid, .. } = self.consumers;
+        warn!(
+            protocol = self.protocol,
+            node = self.node,
+            uid,
+            pid,
+            name,
+            version,
+            cause = why,
+            "a consumer refuses what it was sent and goes on with what it has"
+        );
+        self.modify(name, |consumer| consumer.refusal = Some(why.to_owned()));
+    }
+
+    /// It asks for what is not served.
+    pub(super) fn turned_away(&self, why: &tonic::Status) {
+        let Consumers { uid, pid, .. } = self.consumers;
+        warn!(protocol = self.protocol, node = self.node, uid, pid, cause = why.message(), "a consumer is turned away");
+    }
+
+    fn modify(&self, name: &'static str, change: impl FnOnce(&mut status::Consumer)) {
+        self.consumers.fact.send_modify(|all| {
+            if let Some(consumer) = all.get_mut(&(self.number, name)) {
+                change(consumer);
+            }
+        });
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        if !self.takes.is_empty() {
+            self.consumers.fact.send_modify(|all| {
+                for name in &self.takes {
+                    all.remove(&(self.number, *name));
+                }
+            });
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! The socket of one workload, `/run/we-agent/<workload>/agent.sock`: Envoy's secret discovery and the SPIFFE Workload
+//! API on one name, for whoever the policy lets in.
+//!
+//! Nothing here can hold up a rotation: the newest identity is put where consumers look for it, and each takes it when
+//! it has room. What one peer can use is bounded, and at a bound new connections are turned away.
+
+mod connection;
+mod places;
+
+pub use places::Place;
+
+use super::{consumers::Consumers, policy::Policy, sds::Secrets};
+use crate::{
+    status::{self, Identity, Publication},
+    time::Clock,
+};
+use connection::{Connection, Services};
+use places::Places;
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use tokio::{
+    net::UnixStream,
+    sync::watch,
+    task::{Id, JoinSet},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, warn};
+
+/// Connections at a time of one user. One Envoy has one.
+const MAX_OF_USER: usize = 1024;
+/// Connections at a time of all users; further ones wait in the kernel's queue.
+const MAX: usize = 4096;
+/// How long accepting rests when descriptors have run out: they come back when others close theirs.
+const REST: Duration = Duration::from_millis(100);
+
+/// Serves the newest identity on `place` until `shutdown`. A socket that cannot be had is tried again and told in
+/// `fact`. `consumers` says who takes what.
+pub async fn serve(
+    place: Place,
+    policy: Policy,
+    mut identity: watch::Receiver<Identity>,
+    fact: watch::Sender<Publication>,
+    consumers: watch::Sender<status::Consumers>,
+    clock: Clock,
+    shutdown: CancellationToken,
+) {
+    let secrets = watch::Sender::new(Secrets::default());
+    let services = Services {
+        policy: Arc::new(policy),
+        secrets: secrets.subscribe(),
+        identity: identity.clone(),
+        consumers: Consumers::new(consumers),
+        clock,
+    };
+    let mut places = Places::new(place);
+    let mut crowd = Crowd::default();
+    identity.mark_changed();
+    loop {
+        tokio::select! {
+            // News first: whoever comes now gets the newest.
+            biased;
+            () = shutdown.cancelled() => return,
+            changed = identity.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                offer(&identity.borrow_and_update(), &secrets, &fact, clock);
+            }
+            () = crowd.left() => {}
+            came = places.accept(&fact, clock), if crowd.connections.len() < MAX => match came {
+                Ok(stream) => crowd.admit(stream, &services),
+                Err(error) => {
+                    warn!(cause = %error, "a consumer cannot be let in at present");
+                    tokio::time::sleep(REST).await;
+                }
+            },
+        }
+    }
+}
+
+/// Encodes the newest SVID, if it is another one and valid. An invalid one changes nothing: those who have something
+/// keep it.
+fn offer(identity: &Identity, secrets: &watch::Sender<Secrets>, fact: &watch::Sender<Publication>, clock: Clock) {
+    let Some(context) = identity.valid(clock.now()) else { return };
+    let serial = Some(context.svid.serial().to_owned());
+    if secrets.borrow().is_of(context) {
+        return;
+    }
+    secrets.send_replace(Secrets::of(context));
+    fact.send_modify(|known| known.serial = serial);
+}
+
+/// Everybody who is connected.
+#[derive(Default)]
+struct Crowd {
+    connections: JoinSet<()>,
+    users: HashMap<Id, u32>,
+    of_user: HashMap<u32, usize>,
+}
+
+impl Crowd {
+    fn admit(&mut self, stream: UnixStream, services: &Services) {
+        let peer = match crate::system::Peer::of(&stream) {
+            Ok(peer) => peer,
+            Err(error) => return warn!(cause = %error, "who connects cannot be told, so nobody is let in"),
+        };
+        let uid = peer.uid;
+        let count = self.of_user.entry(uid).or_default();
+        if *count >= MAX_OF_USER {
+            return warn!(%peer, "turned away: this user has {MAX_OF_USER} connections already; end some of them");
+        }
+        *count += 1;
+        let task = self.connections.spawn(Connection::new(stream, peer, services).run().in_current_span());
+        self.users.insert(task.id(), uid);
+    }
+
+    /// Waits until somebody has left.
+    async fn left(&mut self) {
+        let id = match self.connections.join_next_with_id().await {
+            None => return std::future::pending().await,
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => {
+                tracing::error!(cause = %error, "a connection failed, which is a bug; the others live on");
+                error.id()
+            }
+        };
+        if let Some(uid) = self.users.remove(&id)
+            && let Some(count) = self.of_user.get_mut(&uid)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.of_user.remove(&uid);
+            }
+        }
+    }
+}

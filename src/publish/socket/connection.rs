@@ -1,0 +1,157 @@
+//! One connection: HTTP/2, on which both services answer.
+
+use crate::{
+    proto::{
+        envoy::service::secret::v3::secret_discovery_service_server::{self as sds, SecretDiscoveryServiceServer},
+        spiffe_workload_api_server::{self as workload_api, SpiffeWorkloadApiServer},
+    },
+    publish::{
+        authority::Adapter,
+        consumers::Consumers,
+        policy::Policy,
+        sds::{Sds, Secrets},
+        workload_api::WorkloadApi,
+    },
+    status::Identity,
+    system::Peer,
+    time::Clock,
+};
+use http::{Request, Response};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use std::{
+    convert::Infallible,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::{net::UnixStream, sync::watch, time::timeout};
+use tonic::{Status, body::Body, codegen::Service as _};
+use tracing::debug;
+
+/// Streams at a time on one connection. Envoy has one for each secret that it is configured with.
+const MAX_STREAMS: u32 = 16;
+/// Envoy's first message is some 60 kB, for it lists its extensions.
+const MAX_MESSAGE: usize = 1 << 20;
+/// Of all headers of a request, decoded.
+const MAX_HEADERS: u32 = 16 << 10;
+/// What a peer may send before we have read it, on a stream and in all.
+const WINDOW: u32 = 64 << 10;
+/// Until the first request; who has one may be silent for as long as it likes.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// For a peer that is refused, to ask and to be told.
+const REFUSAL: Duration = Duration::from_secs(2);
+
+/// What every connection of a socket shares.
+#[derive(Clone)]
+pub(super) struct Services {
+    pub(super) policy: Arc<Policy>,
+    pub(super) secrets: watch::Receiver<Secrets>,
+    pub(super) identity: watch::Receiver<Identity>,
+    pub(super) consumers: Consumers,
+    pub(super) clock: Clock,
+}
+
+/// A connection that was accepted.
+pub(super) struct Connection {
+    stream: UnixStream,
+    peer: Peer,
+    policy: Arc<Policy>,
+    offered: Offered,
+}
+
+/// What a peer that is let in may ask.
+struct Offered {
+    sds: SecretDiscoveryServiceServer<Sds>,
+    workload_api: SpiffeWorkloadApiServer<WorkloadApi>,
+}
+
+/// What a request is answered with.
+enum Answer {
+    Offered(Offered),
+    Refused(Status),
+}
+
+impl Connection {
+    pub(super) fn new(stream: UnixStream, peer: Peer, services: &Services) -> Self {
+        let Services { policy, secrets, identity, consumers, clock } = services.clone();
+        let sds = Sds { secrets, consumers: consumers.of(peer.uid, peer.pid), clock };
+        let offered = Offered {
+            sds: SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(MAX_MESSAGE),
+            workload_api: SpiffeWorkloadApiServer::new(WorkloadApi::new(identity, clock))
+                .max_decoding_message_size(MAX_MESSAGE),
+        };
+        Self { stream, peer, policy, offered }
+    }
+
+    /// Serves it to its end. The policy has told the journal of a refusal; the peer is told, too, by the status that
+    /// the Workload API has for it.
+    pub(super) async fn run(self) {
+        let Self { stream, peer, policy, offered } = self;
+        match policy.admit(&peer).await {
+            Ok(()) => answer(stream, Answer::Offered(offered)).await,
+            Err(denied) => {
+                let refused = Answer::Refused(Status::permission_denied(denied.to_string()));
+                let _ = timeout(REFUSAL, answer(stream, refused)).await;
+            }
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, answer: Answer) {
+    let asked = AtomicBool::new(false);
+    let service = service_fn(|request: Request<Incoming>| {
+        asked.store(true, Ordering::Relaxed);
+        answer.to(request)
+    });
+    let mut server = http2::Builder::new(TokioExecutor::new());
+    server
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(2 * WINDOW);
+    let mut served = pin!(server.serve_connection(TokioIo::new(Adapter::new(stream)), service));
+    let ended = match timeout(FIRST_REQUEST, &mut served).await {
+        Err(_) if !asked.load(Ordering::Relaxed) => return debug!("a connection without a request is closed"),
+        Err(_) => served.await,
+        Ok(ended) => ended,
+    };
+    if let Err(error) = ended {
+        debug!(cause = %error, "a connection of a consumer");
+    }
+}
+
+impl Answer {
+    /// The response to a request, by the service in its path.
+    fn to(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
+        enum Called<A, B> {
+            Sds(A),
+            WorkloadApi(B),
+            Neither(Status),
+        }
+        let service = request.uri().path().split('/').nth(1).unwrap_or_default();
+        let called = match self {
+            Self::Refused(status) => Called::Neither(status.clone()),
+            Self::Offered(offered) if service == sds::SERVICE_NAME => Called::Sds(offered.sds.clone().call(request)),
+            Self::Offered(offered) if service == workload_api::SERVICE_NAME => {
+                Called::WorkloadApi(offered.workload_api.clone().call(request))
+            }
+            Self::Offered(_) => Called::Neither(Status::unimplemented(format!(
+                "{service:.64}: here are {} and {}",
+                sds::SERVICE_NAME,
+                workload_api::SERVICE_NAME
+            ))),
+        };
+        async {
+            match called {
+                Called::Sds(response) => response.await,
+                Called::WorkloadApi(response) => response.await,
+                Called::Neither(status) => Ok(status.into_http()),
+            }
+        }
+    }
+}
