@@ -35,7 +35,8 @@ fn counted<T>(seen: &Cell<u32>, value: T) -> T {
     value
 }
 
-fn account(text: &str) -> Result<Account, String> {
+/// A user or a group, by name or number.
+pub(super) fn account(text: &str) -> Result<Account, String> {
     if UNMAPPED.contains(&text) {
         return Err(
             "may be anybody: the kernel shows users of other namespaces as this one; name a real one".to_owned()
