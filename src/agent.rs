@@ -168,8 +168,8 @@ impl Floor {
         for socket in self.listeners.left() {
             tracing::warn!(
                 socket,
-                "no workload serves a socket that the service manager has passed, so who connects to it waits; \
-                 its FileDescriptorName= must be the name of a workload, whose bundle is in place"
+                "no workload serves this socket that the service manager has passed, so who connects to it waits: put \
+                 the bundle of its workload into place; in a socket unit, FileDescriptorName= must be the workload's name"
             );
         }
     }

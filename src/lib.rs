@@ -59,7 +59,7 @@
 //! |---|---|---|
 //! | `spiffe` | SPIFFE as types: trust domain, id, key, request, certificate, roots; what exists is valid. | – |
 //! | `time` | A wall clock that notices a suspended VM, and backoff. | – |
-//! | `system` | The host: where its files are, directories that are switched at once, signals, the service manager. | – |
+//! | `system` | The host: where its files are, directories that are switched at once, who knocks, signals, the service manager. | – |
 //! | `proto` | The few messages of CA, ADS and health that we use; generated, checked fresh by a test. | – |
 //! | `telemetry` | What the daemon says: journal, text or JSON. | – |
 //! | `workload` | The Istio objects that we touch, and what one workload is. | spiffe, proto |

@@ -15,12 +15,11 @@ pub(super) fn read(s: &mut Section<'_>, target: &mut Vec<Allow>) {
     let given = s.list("allow", |s| {
         let (mut user, mut group, mut unit) = (None, None, None);
         let seen = Cell::new(0);
-        let look = || seen.set(seen.get() + 1);
-        s.set_some("user", |text| (look(), account(text)).1, &mut user);
-        s.set_some("group", |text| (look(), account(text)).1, &mut group);
-        s.set_some("unit", |text| (look(), unit_name(text)).1, &mut unit);
+        s.set_some("user", |text| counted(&seen, account(text)), &mut user);
+        s.set_some("group", |text| counted(&seen, account(text)), &mut group);
+        s.set_some("unit", |text| counted(&seen, unit_name(text)), &mut unit);
         if seen.get() != 1 {
-            s.mistake("must say one of user, group and unit; an entry more is for one who may connect more");
+            s.mistake("must say one of user, group and unit; whoever else may connect has an entry of its own");
             return;
         }
         found.extend(user.map(Allow::User).or(group.map(Allow::Group)).or(unit.map(Allow::Unit)));
@@ -30,6 +29,13 @@ pub(super) fn read(s: &mut Section<'_>, target: &mut Vec<Allow>) {
     }
 }
 
+/// Counts the keys that are given, right or wrong.
+fn counted<T>(seen: &Cell<u32>, value: T) -> T {
+    seen.set(seen.get() + 1);
+    value
+}
+
+/// A user or a group, by name or number.
 pub(super) fn account(text: &str) -> Result<Account, String> {
     if UNMAPPED.contains(&text) {
         return Err(

@@ -86,18 +86,13 @@ fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
 }
 
 /// Asks the service manager to hold the listener on `path` for the next process, which finds it with
-/// [`Listeners::take_kept`]. Asking again for the same one changes nothing. Nothing happens without a service manager, or
-/// when the unit does not allow it (`FileDescriptorStoreMax=`).
+/// [`Listeners::take_kept`]. It lets go of one that it holds for that path already: whoever was bound before is not on the
+/// path any more. Nothing happens without a service manager, or when the unit does not allow it
+/// (`FileDescriptorStoreMax=`).
 pub fn keep(path: &Path, listener: impl AsFd) {
     let Some(name) = name_of(path) else { return };
+    forget(name);
     tell(sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[listener.as_fd()]));
-}
-
-/// Asks it to let go of what it holds for `path`: another listener is there now, or none.
-pub fn let_go(path: &Path) {
-    if let Some(name) = name_of(path) {
-        forget(name);
-    }
 }
 
 /// What is kept has its path as its name, as far as that can be one (sd_pid_notify_with_fds(3)).
