@@ -7,7 +7,13 @@
 use super::FilesError;
 use crate::spiffe::X509Context;
 use p12_keystore::{Certificate, KeyStore, KeyStoreEntry, Pkcs12Archive, PrivateKey, PrivateKeyChain};
-use std::{collections::BTreeSet, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs::OpenOptions,
+    io::Read as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::Path,
+};
 use zeroize::Zeroizing;
 
 /// Of the key and its chain.
@@ -26,8 +32,13 @@ impl Password {
     pub(super) fn read(path: &Path) -> Result<Self, FilesError> {
         let wrong = |why: String| FilesError::Password { path: path.to_owned(), why };
         let text = || {
-            let file = std::fs::File::open(path)?;
-            let mode = file.metadata()?.mode();
+            // A pipe of that name must not block us.
+            let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+            let stat = file.metadata()?;
+            if !stat.is_file() {
+                return Err(std::io::Error::other("no file"));
+            }
+            let mode = stat.mode();
             let mut text = Zeroizing::new(String::with_capacity(2 * MAX_PASSWORD as usize));
             file.take(MAX_PASSWORD + 1).read_to_string(&mut text)?;
             Ok::<_, std::io::Error>((mode, text))
