@@ -374,6 +374,6 @@ workloads:
     assert_eq!(fs::read_to_string(&combined).unwrap(), combined_text(&pair));
     assert_eq!(fs::read_to_string(own.join("trust.pem")).unwrap(), pair.bundle.pem());
     let modes = [own.clone(), own.join("identity.p12"), own.join("trust.pem"), combined].map(|path| mode(&path));
-    assert_eq!(modes, [0o755, 0o600, 0o644, 0o600], "the roots are for everybody, and so is the way to them");
+    assert_eq!(modes, [0o755, 0o600, 0o644, 0o600], "the way is for everybody, each file for its own");
     assert!(own.join("identity.p12").exists() && !own.join("combined.pem").exists());
 }

@@ -82,3 +82,54 @@ pub(super) fn says(bytes: &[u8], password: &Password, context: &X509Context) -> 
         && of(false) == context.svid.chain().iter().map(|der| der.to_vec()).collect()
         && of(true) == context.bundle.roots().map(|der| der.to_vec()).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{
+        authority::{Authority, Leaf},
+        spiffe::{KeyKind, PrivateKey},
+    };
+    use proptest::prelude::*;
+    use std::{sync::LazyLock, time::SystemTime};
+
+    struct Written {
+        context: std::sync::Arc<X509Context>,
+        password: Password,
+        bytes: Vec<u8>,
+    }
+
+    static WRITTEN: LazyLock<Written> = LazyLock::new(|| {
+        let (id, now) = ("spiffe://cluster.local/ns/vms/sa/payments", SystemTime::now());
+        let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+        let answer = Authority::root("mesh").intermediate("istiod").issue(key.pem(), &Leaf::new(&[id], now));
+        let context = X509Context::from_answer(&id.parse().unwrap(), key, &answer, now).unwrap();
+        let password = Password(Zeroizing::new("a password".to_owned()));
+        let bytes = encode(&context, &password).unwrap().to_vec();
+        Written { context, password, bytes }
+    });
+
+    #[test]
+    fn what_is_written_is_recognised_and_nothing_else() {
+        let Written { context, password, bytes } = &*WRITTEN;
+        assert!(says(bytes, password, context));
+        assert!(!says(bytes, &Password(Zeroizing::new("another".to_owned())), context));
+        assert!(!says(&bytes[..bytes.len() - 1], password, context));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn no_bytes_make_it_panic(at in any::<prop::sample::Index>(), with in any::<u8>(), cut in any::<bool>()) {
+            let Written { context, password, bytes } = &*WRITTEN;
+            let mut bytes = bytes.clone();
+            let at = at.index(bytes.len());
+            bytes[at] = with;
+            if cut {
+                bytes.truncate(at + 1);
+            }
+            let _ = says(&bytes, password, context);
+        }
+    }
+}
