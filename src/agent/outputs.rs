@@ -16,17 +16,12 @@ pub(super) fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Roo
         group: output.group.clone(),
         mode: output.mode(files.mode),
     };
-    // The outputs share our own directory, and one may be for nginx while another is for haproxy.
-    let ours = files.outputs.iter().filter(|output| output.dir.is_none()).map(grant);
-    // The socket stands there, too, and lets in others than the files do.
-    let open =
-        settings.socket.enabled || ours.into_iter().any(|grant| grant.owner.is_some() || grant.mode & 0o044 != 0);
     let mut words = BTreeMap::new();
     let mut outputs: Vec<_> = files
         .outputs
         .iter()
         .map(|output| {
-            let folder = if output.dir.is_some() { Folder::Given } else { Folder::Own { open } };
+            let folder = if output.dir.is_some() { Folder::Given } else { Folder::Own };
             let files = Files::new(root, output.dir(&workload.name), folder, layout(output), grant(output));
             (numbered(word(output), &mut words), files)
         })

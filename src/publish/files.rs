@@ -80,11 +80,9 @@ pub enum Content {
 /// Whose the directory is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Folder {
-    /// Made for this purpose alone: made if need be, and its mode put right at each publication.
-    Own {
-        /// Whether others may enter and list (0755, else 0700): each file in it guards itself.
-        open: bool,
-    },
+    /// `/run/we-agent/<workload>`: made if need be, and its mode kept at 0755. Outputs for several groups, and the
+    /// workload's socket, stand side by side in it; each guards itself, and their names are no secret.
+    Own,
     /// Configured: made if need be, with the access of the output; one that is there stays as it is.
     Given,
     /// Must be there.
@@ -161,7 +159,7 @@ impl Files {
     pub fn publish(&self, context: &X509Context, now: SystemTime) -> Result<Outcome, FilesError> {
         let (root, dir, access) = (&self.root, Path::new(&self.dir), self.grant.resolve()?);
         let dir = match self.folder {
-            Folder::Own { open } => Dir::create(root, dir, if open { Access::EVERYBODY } else { Access::OWNER })?,
+            Folder::Own => Dir::create(root, dir, Access::EVERYBODY)?,
             Folder::Given => Dir::open_or_create(root, dir, access)?,
             Folder::Theirs => Dir::open(root, dir)?,
         };

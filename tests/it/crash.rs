@@ -82,11 +82,11 @@ impl Act {
                 let store = Store::open(root, STORE).map_err(|e| e.to_string())?;
                 return store.save(context, previous, &context.bundle).map_err(|e| e.to_string());
             }
-            Self::Generations => (Folder::Own { open: false }, Layout::Generations),
+            Self::Generations => (Folder::Own, Layout::Generations),
             Self::Flat => (Folder::Theirs, Layout::Flat),
             Self::Combined => {
                 let file = SingleFile { name: "combined.pem".to_owned(), content: Content::Combined };
-                (Folder::Own { open: false }, Layout::Single(file))
+                (Folder::Own, Layout::Single(file))
             }
         };
         let files = Files::new(root, OUT, folder, layout, Grant::default());

@@ -34,7 +34,7 @@ impl Host {
     pub(crate) fn files(&self, layout: Layout) -> Files {
         let (dir, folder) = match layout {
             Layout::Flat => ("/etc/certs", Folder::Theirs),
-            _ => ("/run/we-agent/payments", Folder::Own { open: false }),
+            _ => ("/run/we-agent/payments", Folder::Own),
         };
         if layout == Layout::Flat {
             fs::create_dir_all(self.0.path().join("etc/certs")).unwrap();
@@ -85,7 +85,7 @@ fn three_names_lead_through_one_link_and_only_the_owner_may_read() {
         assert_eq!(mode(&files.path().join(name)), 0o600);
     }
     let generation = fs::read_link(files.path().join("..data")).unwrap();
-    assert_eq!((mode(&files.path()), mode(&files.path().join(generation))), (0o700, 0o700));
+    assert_eq!((mode(&files.path()), mode(&files.path().join(generation))), (0o755, 0o700), "names are no secret");
     assert_eq!(
         names(&files.path()).len(),
         3 + 1 + 2,
@@ -98,10 +98,9 @@ fn a_group_may_be_let_in() {
     let host = Host::new();
     let (context, gid) = (issue(&mesh(), SystemTime::now()), fs::metadata(host.0.path()).unwrap().gid());
     let root = Root::new(host.0.path());
-    let files =
-        |open, grant| Files::new(&root, "/run/we-agent/payments", Folder::Own { open }, Layout::Generations, grant);
-    files(false, Grant::default()).publish(&context, SystemTime::now()).unwrap();
-    let files = files(true, Grant { group: Some(gid.to_string()), mode: 0o640, owner: None });
+    let files = |grant| Files::new(&root, "/run/we-agent/payments", Folder::Own, Layout::Generations, grant);
+    files(Grant::default()).publish(&context, SystemTime::now()).unwrap();
+    let files = files(Grant { group: Some(gid.to_string()), mode: 0o640, owner: None });
     assert_eq!(
         files.publish(&context, SystemTime::now()).unwrap(),
         Outcome::Written,

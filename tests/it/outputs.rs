@@ -154,6 +154,8 @@ fn pkcs12_is_written_again_only_for_another_content_or_password() {
     refused("long", "1 to 1024");
     fs::remove_file(host.0.path().join("etc/password")).unwrap();
     refused("missing", "No such file");
+    nix::unistd::mkfifo(&host.0.path().join("etc/password"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    refused("a pipe that nobody writes to", "no file");
     assert_eq!(names(&files.path()), ["identity.p12"], "nothing half done is left");
 }
 
@@ -372,6 +374,6 @@ workloads:
     assert_eq!(fs::read_to_string(&combined).unwrap(), combined_text(&pair));
     assert_eq!(fs::read_to_string(own.join("trust.pem")).unwrap(), pair.bundle.pem());
     let modes = [own.clone(), own.join("identity.p12"), own.join("trust.pem"), combined].map(|path| mode(&path));
-    assert_eq!(modes, [0o755, 0o600, 0o644, 0o600], "the roots are for everybody, and so is the way to them");
+    assert_eq!(modes, [0o755, 0o600, 0o644, 0o600], "the way is for everybody, each file for its own");
     assert!(own.join("identity.p12").exists() && !own.join("combined.pem").exists());
 }

@@ -15,7 +15,7 @@ use std::{
 use we_agent::publish::{Content, Layout, SingleFile};
 
 /// Switches in a run of everybody's tests; `make soak` asks for a million.
-const SWITCHES: usize = 10_000;
+const SWITCHES: usize = 5_000;
 
 /// What one reader has met.
 #[derive(Debug, Default)]

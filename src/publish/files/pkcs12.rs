@@ -7,7 +7,13 @@
 use super::FilesError;
 use crate::spiffe::X509Context;
 use p12_keystore::{Certificate, KeyStore, KeyStoreEntry, Pkcs12Archive, PrivateKey, PrivateKeyChain};
-use std::{collections::BTreeSet, io::Read as _, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs::OpenOptions,
+    io::Read as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    path::Path,
+};
 use zeroize::Zeroizing;
 
 /// Of the key and its chain.
@@ -26,8 +32,13 @@ impl Password {
     pub(super) fn read(path: &Path) -> Result<Self, FilesError> {
         let wrong = |why: String| FilesError::Password { path: path.to_owned(), why };
         let text = || {
-            let file = std::fs::File::open(path)?;
-            let mode = file.metadata()?.mode();
+            // A pipe of that name must not block us.
+            let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+            let stat = file.metadata()?;
+            if !stat.is_file() {
+                return Err(std::io::Error::other("no file"));
+            }
+            let mode = stat.mode();
             let mut text = Zeroizing::new(String::with_capacity(2 * MAX_PASSWORD as usize));
             file.take(MAX_PASSWORD + 1).read_to_string(&mut text)?;
             Ok::<_, std::io::Error>((mode, text))
@@ -70,4 +81,55 @@ pub(super) fn says(bytes: &[u8], password: &Password, context: &X509Context) -> 
     key.key.as_der() == context.svid.key().pkcs8().secret_der()
         && of(false) == context.svid.chain().iter().map(|der| der.to_vec()).collect()
         && of(true) == context.bundle.roots().map(|der| der.to_vec()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::{
+        authority::{Authority, Leaf},
+        spiffe::{KeyKind, PrivateKey},
+    };
+    use proptest::prelude::*;
+    use std::{sync::LazyLock, time::SystemTime};
+
+    struct Written {
+        context: std::sync::Arc<X509Context>,
+        password: Password,
+        bytes: Vec<u8>,
+    }
+
+    static WRITTEN: LazyLock<Written> = LazyLock::new(|| {
+        let (id, now) = ("spiffe://cluster.local/ns/vms/sa/payments", SystemTime::now());
+        let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+        let answer = Authority::root("mesh").intermediate("istiod").issue(key.pem(), &Leaf::new(&[id], now));
+        let context = X509Context::from_answer(&id.parse().unwrap(), key, &answer, now).unwrap();
+        let password = Password(Zeroizing::new("a password".to_owned()));
+        let bytes = encode(&context, &password).unwrap().to_vec();
+        Written { context, password, bytes }
+    });
+
+    #[test]
+    fn what_is_written_is_recognised_and_nothing_else() {
+        let Written { context, password, bytes } = &*WRITTEN;
+        assert!(says(bytes, password, context));
+        assert!(!says(bytes, &Password(Zeroizing::new("another".to_owned())), context));
+        assert!(!says(&bytes[..bytes.len() - 1], password, context));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn no_bytes_make_it_panic(at in any::<prop::sample::Index>(), with in any::<u8>(), cut in any::<bool>()) {
+            let Written { context, password, bytes } = &*WRITTEN;
+            let mut bytes = bytes.clone();
+            let at = at.index(bytes.len());
+            bytes[at] = with;
+            if cut {
+                bytes.truncate(at + 1);
+            }
+            let _ = says(&bytes, password, context);
+        }
+    }
 }
