@@ -65,7 +65,7 @@ impl Workload {
         let (identity, identities) = watch::channel(Identity::default());
         let (told, consumers) = watch::channel(Consumers::default());
         let dir = Path::new("/run/we-agent").join(name);
-        let place = Place::new(&root, &dir, None, None);
+        let place = Place::new(&root, &dir, None);
         let policy = Policy::new(name, Vec::new(), Units::new(&root));
         let fact = watch::Sender::new(Publication::default());
         tokio::spawn(publish::serve(place, policy, identities, fact, told, Clock::Wall, stop.clone()));

@@ -54,7 +54,8 @@ fn payments() -> Writers {
     let (addresses, a) = watch::channel(Addresses::default());
     let (files, f) = watch::channel(Publication::default());
     let publications = vec![("files", f)];
-    let facts = Facts { identity: i, registration: r, membership: m, health: h, addresses: a, publications };
+    let consumers = watch::channel(Consumers::default()).1;
+    let facts = Facts { identity: i, registration: r, membership: m, health: h, addresses: a, publications, consumers };
     let workload = WorkloadStatus {
         name: "payments".to_owned(),
         spiffe_id: Some("spiffe://cluster.local/ns/vms/sa/payments".to_owned()),
@@ -200,6 +201,7 @@ fn json_has_the_documented_words_and_reads_back() {
                 "primary": "10.0.0.7", "all": ["10.0.0.7"],
                 "candidates": [{ "ip": "10.0.0.7", "reason": "source of the route to istiod" }],
             },
+            "consumers": [],
             "files": [{ "publisher": "files", "serial": "0a", "cause": null }],
             "ignored": ["ISTIO_META_DNS_CAPTURE"],
             "broken": [],
