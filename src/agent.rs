@@ -209,7 +209,7 @@ impl Floor {
             network: workload.network.clone(),
             given: workload.given.clone(),
         };
-        Slot::Running { unit: Unit::start(workload, settings, &self.root, stop, leaving), key }
+        Slot::Running { unit: Unit::start(workload, settings, &self.root, &self.listeners, stop, leaving), key }
     }
 
     fn read(&self, name: &str, dir: &BundleDir) -> Result<Workload, Vec<String>> {
