@@ -247,7 +247,7 @@ impl Floor {
             }
         };
         let key = Key::of(&workload);
-        Slot::Running { unit: Unit::start(workload, settings, &self.root, stop, leaving), key }
+        Slot::Running { unit: Unit::start(workload, settings, &self.root, &self.listeners, stop, leaving), key }
     }
 
     fn read(&self, name: &str, dir: &BundleDir) -> Result<Workload, Vec<String>> {

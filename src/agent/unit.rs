@@ -13,7 +13,7 @@ use crate::{
     status::{
         Addresses, Consumers, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus,
     },
-    system::{FileWatch, Resolver, Root, Units},
+    system::{FileWatch, Listeners, Resolver, Root, Units},
     time::Clock,
     workload::{Locality, Overrides, Workload},
 };
@@ -42,6 +42,7 @@ impl Unit {
         workload: Workload,
         settings: WorkloadConfig,
         root: &Root,
+        listeners: &Listeners,
         stop: &CancellationToken,
         leaving: &watch::Receiver<bool>,
     ) -> Self {
@@ -84,7 +85,8 @@ impl Unit {
             loops.spawn(publish::run(files, facts.identity.clone(), fact, clock, stop.clone()).instrument(span()));
         }
         if settings.socket.enabled {
-            let place = Place::new(root, own_dir(&workload), settings.socket.group.clone(), None);
+            let place =
+                Place::new(root, own_dir(&workload), settings.socket.group.clone()).inherit(&workload.name, listeners);
             let policy = Policy::new(&workload.name, settings.socket.allow.clone(), Units::new(root));
             let served = publish::serve(place, policy, facts.identity.clone(), socket, consumers, clock, stop.clone());
             loops.spawn(served.instrument(span()));

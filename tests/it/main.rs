@@ -23,6 +23,7 @@ mod man;
 mod membership;
 mod onboarding;
 mod outputs;
+mod peers_envoy;
 mod published;
 mod readers;
 mod refusals;

@@ -40,6 +40,8 @@ const MAX_MESSAGE: usize = 1 << 20;
 const MAX_HEADERS: u32 = 16 << 10;
 /// What a peer may send before we have read it, on a stream and in all.
 const WINDOW: u32 = 64 << 10;
+/// What is kept for a stream that does not read, in bytes.
+const MAX_UNREAD: usize = 64 << 10;
 /// Until the first request; who has one may be silent for as long as it likes.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// For a peer that is refused, to ask and to be told.
@@ -113,7 +115,8 @@ async fn answer(stream: UnixStream, answer: Answer) {
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
         .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(2 * WINDOW);
+        .initial_connection_window_size(2 * WINDOW)
+        .max_send_buf_size(MAX_UNREAD);
     let mut served = pin!(server.serve_connection(TokioIo::new(Adapter::new(stream)), service));
     let ended = match timeout(FIRST_REQUEST, &mut served).await {
         Err(_) if !asked.load(Ordering::Relaxed) => return debug!("a connection without a request is closed"),

@@ -2,7 +2,7 @@
 
 use crate::{
     status::{Publication, Trouble},
-    system::{Account, Dir, DirError, Root},
+    system::{Account, Dir, DirError, Listeners, Root, listen},
     time::{Backoff, Clock},
 };
 use nix::unistd::Group;
@@ -50,10 +50,21 @@ pub struct Place {
 }
 
 impl Place {
-    /// `agent.sock` in `dir`, below `root`, for a group; none stands for the group that we run as. A listener that
-    /// the service manager has kept for it is served instead of a new one.
-    pub fn new(root: &Root, dir: impl Into<PathBuf>, group: Option<Account>, inherited: Option<UnixListener>) -> Self {
-        Self { root: root.clone(), dir: dir.into(), group, inherited }
+    /// `agent.sock` in `dir`, below `root`, for a group; none stands for the group that we run as.
+    pub fn new(root: &Root, dir: impl Into<PathBuf>, group: Option<Account>) -> Self {
+        Self { root: root.clone(), dir: dir.into(), group, inherited: None }
+    }
+
+    /// Serves a listener of the service manager instead of a new one: of a socket unit, whose name for it is
+    /// `workload`, else the one that a process before us has asked it to keep. To be called within the runtime.
+    #[must_use]
+    pub fn inherit(self, workload: &str, listeners: &Listeners) -> Self {
+        let inherited = listeners.take(workload).or_else(|| listeners.take_kept(&self.path()));
+        Self { inherited, ..self }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.root.path(&self.dir).join(NAME)
     }
 
     fn listen(&self) -> Result<UnixListener, PlaceError> {
@@ -99,7 +110,8 @@ impl Places {
             }
             match self.place.listen() {
                 Ok(listener) => {
-                    info!(socket = %self.place.root.path(&self.place.dir).join(NAME).display(), "listening");
+                    info!(socket = %self.place.path().display(), "listening");
+                    listen::keep(&self.place.path(), &listener);
                     self.listener = Some(listener);
                     fact.send_modify(|known| known.trouble = None);
                 }

@@ -202,6 +202,7 @@ fn json_has_the_documented_words_and_reads_back() {
                 "primary": "10.0.0.7", "all": ["10.0.0.7"],
                 "candidates": [{ "ip": "10.0.0.7", "reason": "source of the route to istiod" }],
             },
+            "consumers": [],
             "files": [{ "publisher": "files", "serial": "0a", "cause": null }],
             "ignored": ["ISTIO_META_DNS_CAPTURE"],
             "broken": [],

@@ -1,1 +1,123 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::{
+    authority::{Authority, Leaf},
+    spiffe::{KeyKind, PrivateKey, X509Context},
+};
+use std::time::Duration;
 
+const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
+
+fn identity(now: SystemTime) -> (Secrets, String) {
+    let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+    let answer = Authority::root("mesh").issue(key.pem(), &Leaf::new(&[ID], now));
+    let context = X509Context::from_answer(&ID.parse().unwrap(), key, &answer, now).unwrap();
+    (Secrets::of(&context), context.svid.serial().to_owned())
+}
+
+fn all(names: &[Name], nonce: &str) -> Ask {
+    Ask { names: Names::Exactly(names.to_vec()), nonce: nonce.to_owned(), ..Ask::default() }
+}
+
+fn sent(subscription: &mut Subscription, secrets: &Secrets, now: SystemTime) -> Option<(String, Vec<Name>)> {
+    let reply = subscription.reply(secrets, now)?;
+    Some((reply.nonce, reply.secrets.iter().map(|secret| secret.name).collect()))
+}
+
+#[test]
+fn an_answer_is_held_until_there_is_a_certificate_and_sent_once() {
+    let now = SystemTime::now();
+    let mut subscription = Subscription::default();
+    assert_eq!(subscription.hear(&all(&[Name::Default], "")), None);
+    assert_eq!(sent(&mut subscription, &Secrets::default(), now), None);
+    let (secrets, serial) = identity(now);
+    assert_eq!(sent(&mut subscription, &secrets, now), Some(("1".to_owned(), vec![Name::Default])));
+    assert_eq!(sent(&mut subscription, &secrets, now), None);
+    let accepted = vec![(Name::Default, serial.into())];
+    assert_eq!(subscription.hear(&all(&[Name::Default], "1")), Some(Verdict::Accepted(accepted)));
+    assert_eq!(sent(&mut subscription, &secrets, now), None, "an ACK is not answered");
+    let (next, _) = identity(now);
+    assert_eq!(sent(&mut subscription, &next, now), Some(("2".to_owned(), vec![Name::Default])));
+}
+
+#[test]
+fn an_expired_certificate_is_not_handed_out_but_its_roots_are() {
+    let now = SystemTime::now();
+    let (secrets, _) = identity(now);
+    let mut subscription = Subscription::default();
+    subscription.hear(&all(&[Name::Default, Name::RootCa], ""));
+    let late = now + Duration::from_secs(3600);
+    assert_eq!(sent(&mut subscription, &secrets, late), Some(("1".to_owned(), vec![Name::RootCa])));
+    let (renewed, _) = identity(late);
+    assert_eq!(sent(&mut subscription, &renewed, late).unwrap().1, [Name::Default, Name::RootCa]);
+}
+
+#[test]
+fn a_refusal_is_not_answered_and_the_next_version_is_the_retry() {
+    let now = SystemTime::now();
+    let (secrets, serial) = identity(now);
+    let mut subscription = Subscription::default();
+    subscription.hear(&all(&[Name::Default], ""));
+    sent(&mut subscription, &secrets, now).unwrap();
+    let refusal = Ask { refusal: Some("no".to_owned()), ..all(&[Name::Default], "1") };
+    let refused = Verdict::Refused(vec![(Name::Default, serial.into())], "no".to_owned());
+    assert_eq!(subscription.hear(&refusal), Some(refused));
+    assert_eq!(subscription.hear(&refusal), None, "it is heard once");
+    assert_eq!(sent(&mut subscription, &secrets, now), None);
+    assert!(sent(&mut subscription, &identity(now).0, now).is_some());
+}
+
+#[test]
+fn a_stale_request_changes_nothing_and_a_new_stream_begins_anew() {
+    let now = SystemTime::now();
+    let mut subscription = Subscription::default();
+    // A nonce of the stream before this one.
+    subscription.hear(&all(&[Name::Default], "7"));
+    sent(&mut subscription, &identity(now).0, now).unwrap();
+    let (secrets, serial) = identity(now);
+    assert_eq!(sent(&mut subscription, &secrets, now).unwrap().0, "2");
+    assert_eq!(subscription.hear(&all(&[], "1")), None, "it answers what is no longer the last");
+    assert_eq!(subscription.names().collect::<Vec<_>>(), [Name::Default]);
+    let more = subscription.hear(&all(&[Name::Default, Name::RootCa], "2"));
+    assert_eq!(more, Some(Verdict::Accepted(vec![(Name::Default, serial.into())])));
+    assert_eq!(sent(&mut subscription, &secrets, now).unwrap().1, [Name::RootCa], "what is new is sent");
+    subscription.hear(&all(&[], "3"));
+    assert_eq!(sent(&mut subscription, &identity(now).0, now), None, "nothing is wanted any more");
+}
+
+#[test]
+fn incrementally_names_come_and_go_whatever_the_nonce() {
+    let now = SystemTime::now();
+    let (secrets, _) = identity(now);
+    let change = |add: &[Name], drop: &[Name], nonce: &str| Ask {
+        names: Names::Change { add: add.to_vec(), drop: drop.to_vec() },
+        nonce: nonce.to_owned(),
+        ..Ask::default()
+    };
+    let mut subscription = Subscription::default();
+    subscription.hear(&change(&[Name::Default], &[], ""));
+    assert_eq!(sent(&mut subscription, &secrets, now).unwrap().1, [Name::Default]);
+    subscription.hear(&change(&[Name::RootCa], &[], ""));
+    assert_eq!(sent(&mut subscription, &secrets, now).unwrap().1, [Name::RootCa]);
+    subscription.hear(&change(&[Name::Default], &[], "2"));
+    assert_eq!(sent(&mut subscription, &secrets, now).unwrap().1, [Name::Default], "asked for again, sent again");
+    subscription.hear(&change(&[], &[Name::Default], ""));
+    assert_eq!(sent(&mut subscription, &identity(now).0, now).unwrap().1, [Name::RootCa]);
+}
+
+#[test]
+fn no_name_but_the_two_is_answered() {
+    for (name, code) in [
+        ("file-root:/etc/certs/root.pem", tonic::Code::Unimplemented),
+        ("file-cert:/etc/certs/cert.pem~/etc/certs/key.pem", tonic::Code::Unimplemented),
+        ("kubernetes://gateway-cert", tonic::Code::NotFound),
+        ("Default", tonic::Code::NotFound),
+        ("", tonic::Code::NotFound),
+    ] {
+        let refused = Name::parse(name).unwrap_err();
+        assert_eq!(refused.code(), code, "{name}");
+        assert!(refused.message().contains("default"), "it says what there is: {refused}");
+    }
+    let long = Name::parse(&"x".repeat(100_000)).unwrap_err();
+    assert!(long.message().len() < 400, "a name does not come back at any length");
+}
