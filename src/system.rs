@@ -1,16 +1,20 @@
 //! The host: where its files are, how they are written and watched, what its names mean, its signals and its service
 //! manager.
 
+mod command;
 mod dir;
 pub mod notify;
 mod power;
+mod reload;
 mod resolver;
 mod route;
 mod signal;
 mod watch;
 
+pub use command::{CommandError, run_command, words};
 pub use dir::{Access, Dir, DirError};
 pub use power::going_down;
+pub use reload::{ReloadError, consents_to_reload, reload_unit, reload_units};
 pub use resolver::Resolver;
 pub use route::{is_of_this_host, source_of_route};
 pub use signal::shutdown;

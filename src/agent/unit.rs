@@ -3,21 +3,23 @@
 use super::journal;
 use crate::{
     address,
-    config::{MembershipConfig, WorkloadConfig, XdsMode},
+    config::{HookAction, HookConfig, MembershipConfig, StartTlsConfig, WorkloadConfig, XdsMode},
     control::{Credential, Istiod, MembershipSettings, Post, Xds, read_roots},
     health::{self, ProbeSettings},
     identity::{self, Wanted},
     locality,
-    publish::{self, Files, Layout},
+    publish::{self, Action, Files, Hook, Layout, StartTls, Switches, Verify},
     session,
-    status::{Addresses, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus},
+    status::{
+        Addresses, Facts, Health, Identity, Membership, Publication, Registration, Reload, Trouble, WorkloadStatus,
+    },
     system::{Access, FileWatch, Resolver, Root},
     time::Clock,
     workload::{Locality, Overrides, Workload},
 };
 use std::{path::Path, sync::Arc};
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -57,6 +59,8 @@ impl Unit {
             .into_iter()
             .map(|(name, files)| (name, files, watch::Sender::new(Publication::default())))
             .collect();
+        let hooks: Vec<_> =
+            hooks(&settings.hooks, root).into_iter().map(|hook| (hook, watch::Sender::new(Reload::None))).collect();
         let facts = Facts {
             identity: identity.subscribe(),
             registration: registration.subscribe(),
@@ -64,12 +68,19 @@ impl Unit {
             health: health.subscribe(),
             addresses: addresses.subscribe(),
             publications: outputs.iter().map(|(name, _, fact)| (*name, fact.subscribe())).collect(),
+            reloads: hooks.iter().map(|(hook, fact)| (hook.name.clone(), fact.subscribe())).collect(),
         };
 
         let stop = stop.child_token();
         let mut loops = JoinSet::new();
         let span = || tracing::info_span!("workload", workload = %workload.name, spiffe_id = %workload.id);
         loops.spawn(journal::run(facts.clone(), clock, stop.clone()).instrument(span()));
+        let switches =
+            Switches::new(outputs.iter().map(|(_, _, fact)| fact.subscribe()).collect(), facts.identity.clone());
+        let turn = Arc::new(Mutex::new(()));
+        for (hook, fact) in hooks {
+            loops.spawn(hook.run(switches.clone(), turn.clone(), fact, clock, stop.clone()).instrument(span()));
+        }
         for (_, files, fact) in outputs {
             loops.spawn(publish::run(files, facts.identity.clone(), fact, clock, stop.clone()).instrument(span()));
         }
@@ -194,6 +205,36 @@ fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Vec<(
         outputs.push(("output_certs", Files::new(root, dir, Layout::Flat, access)));
     }
     outputs
+}
+
+/// What is done after a switch. Of several hooks with the same program each has its place in the name.
+fn hooks(hooks: &[HookConfig], root: &Root) -> Vec<Hook> {
+    let name = |i: usize, hook: &HookConfig| match hooks[..i].iter().filter(|other| other.name() == hook.name()).count()
+    {
+        0 => hook.name().to_owned(),
+        before => format!("{}#{}", hook.name(), before + 1),
+    };
+    let verify = |hook: &HookConfig| {
+        hook.verify.clone().map(|verify| Verify {
+            address: verify.address,
+            sni: verify.sni,
+            start_tls: verify.start_tls.map(|StartTlsConfig::Postgres| StartTls::Postgres),
+            within: verify.within,
+        })
+    };
+    let action = |hook: &HookConfig| match &hook.action {
+        HookAction::Command(command) => Action::Command(command.clone()),
+        HookAction::Unit(unit) => Action::Unit { root: root.clone(), unit: unit.clone() },
+    };
+    let hooks = hooks.iter().enumerate();
+    hooks
+        .map(|(i, hook)| Hook {
+            name: name(i, hook),
+            action: action(hook),
+            deadline: hook.deadline,
+            verify: verify(hook),
+        })
+        .collect()
 }
 
 /// What our own configuration says over the bundle.

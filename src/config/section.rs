@@ -92,6 +92,35 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// Reads `key` as a list of sections, each with `read`; what gives none has said its mistake.
+    pub(super) fn list<T>(
+        &mut self,
+        key: &'static str,
+        read: impl Fn(&mut Section<'_>) -> Option<T>,
+        target: &mut Vec<T>,
+    ) {
+        let list = match self.look(key) {
+            None => return,
+            Some(Node::Sequence(list)) => list,
+            Some(node) => return self.wrong(node, format!("{} must be a list", self.full(key))),
+        };
+        target.clear();
+        for (i, node) in list.iter().enumerate() {
+            let name = format!("{}[{i}]", self.full(key));
+            match node {
+                Node::Mapping(node) => {
+                    Section::read(node, &name, self.mistakes, |s| target.extend(read(s)));
+                }
+                node => self.wrong(node, format!("{name} must be a mapping")),
+            }
+        }
+    }
+
+    /// Says what this section as a whole is missing.
+    pub(super) fn lacks(&mut self, message: &str) {
+        self.mistakes.push(Mistake::at(self.node.span().start(), format!("{} {message}", self.name)));
+    }
+
     /// Reads the mapping `key`, whose keys are names that `check` accepts and whose values are sections.
     pub(super) fn sections(
         &mut self,

@@ -1,6 +1,6 @@
 //! The settings of one workload.
 
-use super::{section::Section, value};
+use super::{HookConfig, section::Section, value};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
@@ -33,6 +33,8 @@ pub struct WorkloadConfig {
     pub membership: MembershipConfig,
     /// `files`.
     pub files: FilesConfig,
+    /// `hooks`, run after each switch of the files.
+    pub hooks: Vec<HookConfig>,
     /// `platform`.
     pub platform: Platform,
 }
@@ -154,5 +156,6 @@ impl WorkloadConfig {
             s.set("outputCerts", value::boolean, &mut self.files.output_certs);
             s.set("mode", value::mode, &mut self.files.mode);
         });
+        s.list("hooks", HookConfig::read, &mut self.hooks);
     }
 }

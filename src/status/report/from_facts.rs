@@ -2,10 +2,11 @@
 
 use super::{
     AddressReport, CandidateReport, HealthReport, HealthState, IdentityReport, IdentityState, MembershipReport,
-    MembershipState, PublicationReport, RegistrationReport, RegistrationState, Timestamp, WorkloadReport,
+    MembershipState, PublicationReport, RegistrationReport, RegistrationState, ReloadReport, ReloadState, Timestamp,
+    WorkloadReport,
 };
 use crate::status::{
-    Addresses, Health, Identity, Membership, Publication, Registration, Selection, Trouble, WorkloadStatus,
+    Addresses, Health, Identity, Membership, Publication, Registration, Reload, Selection, Trouble, WorkloadStatus,
 };
 use std::time::SystemTime;
 
@@ -22,6 +23,7 @@ impl WorkloadReport {
             health: HealthReport::default(),
             address: AddressReport::default(),
             files: Vec::new(),
+            reloads: Vec::new(),
             ignored: workload.ignored.clone(),
             broken: workload.broken.clone(),
         };
@@ -34,6 +36,7 @@ impl WorkloadReport {
             report.address = AddressReport::of(&facts.addresses.borrow());
             report.files =
                 facts.publications.iter().map(|(p, fact)| PublicationReport::of(p, &fact.borrow())).collect();
+            report.reloads = facts.reloads.iter().map(|(hook, fact)| ReloadReport::of(hook, &fact.borrow())).collect();
         }
         report.cause = report.missing(workload.registers);
         report.ready = report.cause.is_none();
@@ -161,6 +164,25 @@ impl PublicationReport {
             publisher: publisher.to_owned(),
             serial: publication.serial.clone(),
             cause: cause(publication.trouble.as_ref()),
+        }
+    }
+}
+
+impl ReloadReport {
+    fn of(hook: &str, reload: &Reload) -> Self {
+        let (state, serial, served, trouble) = match reload {
+            Reload::None => return Self { hook: hook.to_owned(), ..Self::default() },
+            Reload::Running { serial } => (ReloadState::Running, serial, None, None),
+            Reload::Reloaded { serial, verified } => (ReloadState::Reloaded, serial, verified.then_some(serial), None),
+            Reload::Failed { serial, trouble } => (ReloadState::Failed, serial, None, Some(trouble)),
+            Reload::Stale { serial, served, trouble } => (ReloadState::Stale, serial, served.as_ref(), Some(trouble)),
+        };
+        Self {
+            hook: hook.to_owned(),
+            state,
+            serial: Some(serial.clone()),
+            served: served.cloned(),
+            cause: cause(trouble),
         }
     }
 }
