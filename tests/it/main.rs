@@ -20,6 +20,7 @@ mod kill;
 mod man;
 mod membership;
 mod onboarding;
+mod peers_hooks;
 mod published;
 mod refusals;
 mod registration;
