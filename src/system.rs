@@ -1,5 +1,5 @@
-//! The host: where its files are, how they are written and watched, what its names mean, its signals and its service
-//! manager.
+//! The host: where its files are, how they are written and watched, what its names mean, how its commands are run, its
+//! signals and its service manager.
 
 mod command;
 mod dir;

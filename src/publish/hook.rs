@@ -181,3 +181,6 @@ impl Hook {
         fact.send_replace(news);
     }
 }
+
+#[cfg(test)]
+mod tests;
