@@ -1,6 +1,8 @@
 //! Hooks with real servers: nginx, haproxy, stunnel and PostgreSQL, each in the foreground as a child of ours, take every
 //! new certificate while clients connect without a pause, and a hook that lies is noticed.
 
+#![allow(clippy::print_stdout)]
+
 use crate::{
     rotation::{host, lab},
     support::{App, Host, Running, SOON},
@@ -208,12 +210,11 @@ async fn a_hook_that_lies_is_noticed() {
     agent.stop().await;
 }
 
-#[tokio::test]
-async fn haproxy_takes_every_certificate() {
-    let Some(haproxy) = program("haproxy", "haproxy") else { return };
-    let stage = Stage::new().await;
-    let (port, dir, files) = (free_port(), stage.dir.display().to_string(), stage.files());
-    // One file with chain and key. `..data` is resolved once: both are of one generation.
+/// haproxy with its one file in place, and the commands that put it there.
+fn haproxy(stage: &Stage, port: u16) -> Option<(Server, String, String)> {
+    let haproxy = program("haproxy", "haproxy")?;
+    let (dir, files) = (stage.dir.display(), stage.files());
+    // `..data` is resolved once, so that both are of one generation.
     let combine = format!(
         "set -e; now=$(readlink -f {files}/..data)\n\
          umask 077; cat $now/cert-chain.pem $now/key.pem >{dir}/new.pem; mv {dir}/new.pem {dir}/combined.pem\n"
@@ -224,7 +225,7 @@ async fn haproxy_takes_every_certificate() {
         "haproxy.cfg",
         &format!(
             "global
-  stats socket {dir}/stats.sock mode 600 level admin expose-fd listeners
+  stats socket {dir}/admin.sock mode 600 level admin expose-fd listeners
   hard-stop-after 5s
 defaults
   mode http
@@ -239,10 +240,32 @@ frontend f
     let mut command = Command::new(&haproxy);
     command.arg("-W").arg("-f").arg(&conf);
     let server = Server::start(&mut command, Signal::SIGTERM, &stage.dir.join("out"));
-    let (haproxy, conf) = (haproxy.display(), conf.display());
-    let script = format!("{combine}{haproxy} -c -f {conf}\nkill -USR2 {}\n", server.pid());
-    let script = stage.write("reload", &script).display().to_string();
+    let reload = format!("{} -c -f {}\nkill -USR2 {}\n", haproxy.display(), conf.display(), server.pid());
+    Some((server, combine, reload))
+}
+
+#[tokio::test]
+async fn haproxy_takes_every_certificate() {
+    let (stage, port) = (Stage::new().await, free_port());
+    let Some((_server, combine, reload)) = haproxy(&stage, port) else { return };
+    let script = stage.write("reload", &format!("{combine}{reload}")).display().to_string();
     stage.rotates(port, None, &["/bin/sh", &script]).await;
+}
+
+/// With the script of the README.
+#[tokio::test]
+async fn haproxy_takes_every_certificate_by_its_runtime_api() {
+    let Some(_socat) = program("socat", "socat") else { return };
+    let (stage, port) = (Stage::new().await, free_port());
+    let Some((_server, combine, _)) = haproxy(&stage, port) else { return };
+    let (_, script) = include_str!("../../README.md").split_once("```sh\n#!/bin/sh\n").unwrap();
+    let (script, _) = script.split_once("```").unwrap();
+    let here = format!("{combine}FILE={}/combined.pem\n", stage.dir.display());
+    let there = "FILE=/run/we-agent/payments/combined.pem\n";
+    assert!(script.contains(there) && script.contains("commit ssl cert"), "{script}");
+    let script = stage.write("set", &script.replace(there, &here)).display().to_string();
+    let socket = stage.dir.join("admin.sock").display().to_string();
+    stage.rotates(port, None, &["/bin/sh", &script, &socket]).await;
 }
 
 #[tokio::test]
