@@ -6,12 +6,14 @@
 
 mod allow;
 mod files;
+mod hooks;
 mod mistake;
 mod section;
 mod settings;
 mod value;
 
 pub use files::{FilesConfig, OutputConfig, OutputFormat};
+pub use hooks::{HookAction, HookConfig, StartTlsConfig, VerifyConfig};
 pub use mistake::{ConfigError, Mistake};
 pub use settings::{
     ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig, XdsMode,
@@ -60,7 +62,8 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Reads `file`, or [`PATH`] below `root`. Only the latter may be absent: then everything is at its default.
+    /// Reads `file`, or [`PATH`] below `root`. Only the latter may be absent: then everything is at its default. What
+    /// needs the consent of the host at `root` (reloading a unit) is refused without it.
     ///
     /// # Errors
     /// When the file cannot be read, or with every mistake in it.
@@ -70,7 +73,7 @@ impl Config {
         let read = std::fs::File::open(&path).and_then(|f| f.take(MAX_SIZE + 1).read_to_string(&mut text));
         match read {
             Ok(size) if size as u64 > MAX_SIZE => Err(ConfigError::TooLarge { file: path }),
-            Ok(_) => Self::parse(&path, &text),
+            Ok(_) => Self::check(&path, &text, Some(root)),
             Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => Ok(Self::default()),
             Err(source) => Err(ConfigError::Unreadable { file: path, source }),
         }
@@ -81,6 +84,11 @@ impl Config {
     /// # Errors
     /// Every mistake in it, or the place where it stops being YAML.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        Self::check(file, text, None)
+    }
+
+    /// With a `host`, also what it must have agreed to.
+    fn check(file: &Path, text: &str, host: Option<&Root>) -> Result<Self, ConfigError> {
         let strict = LoaderOptions::default().error_on_duplicate_keys(true).prevent_coercion(true);
         let wrong = |mistakes| ConfigError::Wrong { file: file.to_owned(), mistakes };
         let node =
@@ -89,6 +97,7 @@ impl Config {
         let mut mistakes = Vec::new();
         if let Some(top) = node.as_mapping() {
             Section::read(top, "", &mut mistakes, |top| config.read(top));
+            mistakes.extend(host.into_iter().flat_map(|root| hooks::without_consent(top, root)));
         }
         mistakes.sort();
         if mistakes.is_empty() { Ok(config) } else { Err(wrong(mistakes)) }

@@ -24,7 +24,7 @@
 //!     identity ──Identity──► session ◄──Health── health ◄───► the application
 //!      │    │                 │    ▲
 //!      │    └──► publish      │    └──Addresses── address
-//!      │       files, socket  │
+//!      │  files, socket, hooks │
 //!      │ sign                 │ session
 //!      ▼                      ▼
 //!     ┌────────────────────────┐
@@ -32,8 +32,8 @@
 //!     └────────────────────────┘
 //!
 //!  ═══════════════════════════════════════════════════════════════════════════════════════════════════════════
-//!     Identity   Registration   Membership   Health   Addresses   Publication        facts, one writer each
-//!         └────────────┴────────────┴──────────┴──────────┴────────────┘
+//!     Identity   Registration   Membership   Health   Addresses   Publication   Reload    facts, one writer each
+//!         └────────────┴────────────┴──────────┴──────────┴────────────┴──────────┘
 //!                                   │
 //!                                status ───► admin: status, readiness, metrics · sd_notify ───► cli
 //! ```
@@ -72,7 +72,7 @@
 //! | `identity` | The loop that owns the certificate: decide, sign, verify, keep, tell. | spiffe, control, status, system, time |
 //! | `health` | The loop that owns the verdict: probes and a threshold. | proto, status, system, time, workload |
 //! | `session` | The loop that owns the registration: hold a session, resume it. | control, status, system, time |
-//! | `publish` | How a certificate leaves the daemon: files, switched at once, and a socket. | spiffe, proto, status, system, time |
+//! | `publish` | How a certificate leaves the daemon: files, switched at once, a socket, and hooks that tell the programs. | spiffe, proto, status, system, time |
 //! | `admin` | Status on a unix socket, readiness and metrics on loopback, READY and STATUS to systemd. | status, system |
 //! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, system, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, admin |
 //! | `cli` | The words of the command line and the exit statuses. | config, status, system, telemetry, admin, agent |

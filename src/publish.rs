@@ -1,13 +1,15 @@
-//! How an SVID leaves the daemon.
+//! How an SVID leaves the daemon, and how programs learn of it.
 
 mod authority;
 mod consumers;
 mod files;
+mod hook;
 mod policy;
 mod sds;
 mod socket;
 mod workload_api;
 
 pub use files::{Content, Files, FilesError, Folder, Layout, Outcome, SingleFile, run};
+pub use hook::{Action, Hook, StartTls, Switches, Verify};
 pub use policy::{Denied, Policy};
 pub use socket::{Place, serve};

@@ -7,4 +7,4 @@ mod svid;
 
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use key::{Csr, KeyError, KeyKind, PrivateKey};
-pub use svid::{BundleError, SvidError, X509Bundle, X509Context, X509Svid};
+pub use svid::{BundleError, SvidError, X509Bundle, X509Context, X509Svid, serial_of};

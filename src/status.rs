@@ -8,8 +8,8 @@ mod snapshot;
 
 pub use report::{
     AddressReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport, IdentityState,
-    MembershipReport, MembershipState, PublicationReport, RegistrationReport, RegistrationState, Report, Timestamp,
-    WorkloadReport,
+    MembershipReport, MembershipState, PublicationReport, RegistrationReport, RegistrationState, ReloadReport,
+    ReloadState, Report, Timestamp, WorkloadReport,
 };
 pub use snapshot::{Status, WorkloadStatus, Workloads};
 
@@ -182,6 +182,42 @@ pub struct Consumer {
 /// The consumers of one socket, by their number and what they take.
 pub type Consumers = BTreeMap<(u64, &'static str), Consumer>;
 
+/// What came of a hook after the last switch of the files; written by that hook.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Reload {
+    /// Nothing was switched yet.
+    #[default]
+    None,
+    /// It runs, or what is served afterwards is being looked at.
+    Running {
+        /// Serial of the certificate that the files have.
+        serial: String,
+    },
+    /// The program was told, and where that can be seen, it serves this certificate.
+    Reloaded {
+        /// Serial of the certificate that the files have.
+        serial: String,
+        /// Whether a connection has shown it.
+        verified: bool,
+    },
+    /// The hook could not be run, or says that it failed; it is tried again.
+    Failed {
+        /// Serial of the certificate that the files have.
+        serial: String,
+        /// Since when, and why.
+        trouble: Trouble,
+    },
+    /// The hook says that all is well, but another certificate is served, or none; it is tried again.
+    Stale {
+        /// Serial of the certificate that the files have.
+        serial: String,
+        /// Serial of the certificate that is served instead, if any.
+        served: Option<String>,
+        /// Since when, and why.
+        trouble: Trouble,
+    },
+}
+
 /// One address that was looked at.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -219,4 +255,6 @@ pub struct Facts {
     pub publications: Vec<(String, watch::Receiver<Publication>)>,
     /// Written by the socket.
     pub consumers: watch::Receiver<Consumers>,
+    /// One per hook, in the order of the configuration: its name and what came of it.
+    pub reloads: Vec<(String, watch::Receiver<Reload>)>,
 }

@@ -1,14 +1,16 @@
-//! The host: where its files are, how they are written and watched, what its names mean, who knocks, its signals and its
-//! service manager.
+//! The host: where its files are, how they are written and watched, what its names mean, who knocks, how its commands are
+//! run, its signals and its service manager.
 
 mod access;
 mod bus;
+mod command;
 mod dir;
 pub mod listen;
 pub mod notify;
 mod peer;
 mod power;
 mod raw;
+mod reload;
 mod resolver;
 mod route;
 mod signal;
@@ -16,10 +18,12 @@ mod unit;
 mod watch;
 
 pub use access::{Access, Grant};
+pub use command::{CommandError, run_command, words};
 pub use dir::{Dir, DirError};
 pub use listen::Listeners;
 pub use peer::{Account, Allow, Peer, user_name};
 pub use power::going_down;
+pub use reload::{ReloadError, consents_to_reload, reload_unit, reload_units};
 pub use resolver::Resolver;
 pub use route::{is_of_this_host, source_of_route};
 pub use signal::shutdown;

@@ -1,7 +1,7 @@
 //! OpenMetrics, made from a [`Report`] at each scrape: there is no second place that counts.
 
 use crate::status::{
-    HealthState, IdentityState, MembershipState, RegistrationState, Report, Timestamp, WorkloadReport,
+    HealthState, IdentityState, MembershipState, RegistrationState, ReloadState, Report, Timestamp, WorkloadReport,
 };
 use prometheus_client::{
     encoding::text::encode,
@@ -49,6 +49,7 @@ pub(super) fn render(report: &Report) -> String {
     let services = gauges("we_agent_membership_services", "Services that select the workload");
     let published = gauges("we_agent_publication_current", "Whether consumers see the newest certificate");
     let consumers = gauges("we_agent_consumers", "Programs on the socket, by what they take and whether they use it");
+    let reload = gauges("we_agent_reload_state", "1 for the state of the hook, 0 for the others");
     let istio = gauges("istio_agent_cert_expiry_seconds", "Validity that is left, under the name of Istio's own agent");
 
     for w in &report.workloads {
@@ -84,6 +85,12 @@ pub(super) fn render(report: &Report) -> String {
         for p in &w.files {
             let labels = [of(w), vec![("publisher", p.publisher.clone())]].concat();
             put(&published, labels, flag(p.serial.is_some() && p.serial == w.identity.serial));
+        }
+        for r in &w.reloads {
+            for state in ReloadState::ALL {
+                let labels = vec![("hook", r.hook.clone()), ("state", state.as_str().to_owned())];
+                put(&reload, [of(w), labels].concat(), flag(*state == r.state));
+            }
         }
     }
     let mut text = String::new();
@@ -148,6 +155,11 @@ mod tests {
             address: Default::default(),
             files: Vec::new(),
             consumers: Vec::new(),
+            reloads: vec![crate::status::ReloadReport {
+                hook: "nginx.service".to_owned(),
+                state: ReloadState::Stale,
+                ..Default::default()
+            }],
             ignored: Vec::new(),
             broken: Vec::new(),
         };
@@ -172,6 +184,8 @@ mod tests {
             "we_agent_identity_state{workload=\"payments\",state=\"expired\"} 1.0",
             "we_agent_identity_state{workload=\"payments\",state=\"valid\"} 0.0",
             "we_agent_registration_state{workload=\"payments\",state=\"lost\"} 1.0",
+            "we_agent_reload_state{workload=\"payments\",hook=\"nginx.service\",state=\"stale\"} 1.0",
+            "we_agent_reload_state{workload=\"payments\",hook=\"nginx.service\",state=\"reloaded\"} 0.0",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

@@ -3,15 +3,16 @@
 use super::{journal, outputs::outputs};
 use crate::{
     address,
-    config::{MembershipConfig, WorkloadConfig, XdsMode},
+    config::{HookAction, HookConfig, MembershipConfig, StartTlsConfig, WorkloadConfig, XdsMode},
     control::{Credential, Istiod, MembershipSettings, Post, Xds, read_roots},
     health::{self, ProbeSettings},
     identity::{self, Wanted},
     locality,
-    publish::{self, Place, Policy},
+    publish::{self, Action, Hook, Place, Policy, StartTls, Switches, Verify},
     session,
     status::{
-        Addresses, Consumers, Facts, Health, Identity, Membership, Publication, Registration, Trouble, WorkloadStatus,
+        Addresses, Consumers, Facts, Health, Identity, Membership, Publication, Registration, Reload, Trouble,
+        WorkloadStatus,
     },
     system::{FileWatch, Listeners, Resolver, Root, Units},
     time::Clock,
@@ -22,7 +23,7 @@ use std::{
     sync::Arc,
 };
 use tokio::{
-    sync::watch,
+    sync::{Mutex, watch},
     task::{JoinHandle, JoinSet},
 };
 use tokio_util::sync::CancellationToken;
@@ -67,6 +68,8 @@ impl Unit {
             (watch::Sender::new(Publication::default()), watch::Sender::new(Consumers::default()));
         let mut publications: Vec<_> = outputs.iter().map(|(name, _, fact)| (name.clone(), fact.subscribe())).collect();
         publications.extend(settings.socket.enabled.then(|| ("socket".to_owned(), socket.subscribe())));
+        let hooks: Vec<_> =
+            hooks(&settings.hooks, root).into_iter().map(|hook| (hook, watch::Sender::new(Reload::None))).collect();
         let facts = Facts {
             identity: identity.subscribe(),
             registration: registration.subscribe(),
@@ -75,12 +78,19 @@ impl Unit {
             addresses: addresses.subscribe(),
             publications,
             consumers: consumers.subscribe(),
+            reloads: hooks.iter().map(|(hook, fact)| (hook.name.clone(), fact.subscribe())).collect(),
         };
 
         let stop = stop.child_token();
         let mut loops = JoinSet::new();
         let span = || tracing::info_span!("workload", workload = %workload.name, spiffe_id = %workload.id);
         loops.spawn(journal::run(facts.clone(), clock, stop.clone()).instrument(span()));
+        let switches =
+            Switches::new(outputs.iter().map(|(_, _, fact)| fact.subscribe()).collect(), facts.identity.clone());
+        let turn = Arc::new(Mutex::new(()));
+        for (hook, fact) in hooks {
+            loops.spawn(hook.run(switches.clone(), turn.clone(), fact, clock, stop.clone()).instrument(span()));
+        }
         for (_, files, fact) in outputs {
             loops.spawn(publish::run(files, facts.identity.clone(), fact, clock, stop.clone()).instrument(span()));
         }
@@ -204,6 +214,36 @@ fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted
 /// Where files and socket of a workload are.
 fn own_dir(workload: &Workload) -> PathBuf {
     Path::new("/run/we-agent").join(&workload.name)
+}
+
+/// What is done after a switch. Of several hooks with the same program each has its place in the name.
+fn hooks(hooks: &[HookConfig], root: &Root) -> Vec<Hook> {
+    let name = |i: usize, hook: &HookConfig| match hooks[..i].iter().filter(|other| other.name() == hook.name()).count()
+    {
+        0 => hook.name().to_owned(),
+        before => format!("{}#{}", hook.name(), before + 1),
+    };
+    let verify = |hook: &HookConfig| {
+        hook.verify.clone().map(|verify| Verify {
+            address: verify.address,
+            sni: verify.sni,
+            start_tls: verify.start_tls.map(|StartTlsConfig::Postgres| StartTls::Postgres),
+            within: verify.within,
+        })
+    };
+    let action = |hook: &HookConfig| match &hook.action {
+        HookAction::Command(command) => Action::Command(command.clone()),
+        HookAction::Unit(unit) => Action::Unit { root: root.clone(), unit: unit.clone() },
+    };
+    let hooks = hooks.iter().enumerate();
+    hooks
+        .map(|(i, hook)| Hook {
+            name: name(i, hook),
+            action: action(hook),
+            deadline: hook.deadline,
+            verify: verify(hook),
+        })
+        .collect()
 }
 
 /// What our own configuration says over the bundle.

@@ -3,8 +3,8 @@
 use crate::{
     admin,
     status::{
-        HealthState, IdentityState, MembershipReport, MembershipState, RegistrationState, Report, Timestamp,
-        WorkloadReport,
+        HealthState, IdentityState, MembershipReport, MembershipState, RegistrationState, ReloadReport, ReloadState,
+        Report, Timestamp, WorkloadReport,
     },
     system::Root,
 };
@@ -101,6 +101,7 @@ fn block(out: &mut String, w: &WorkloadReport, now: Timestamp) {
         row(out, &files.publisher, style, &files.serial.as_ref().map_or("-".to_owned(), |s| format!("serial {s}")), "");
         files.cause.iter().for_each(|cause| wrong(out, cause));
     }
+    w.reloads.iter().for_each(|hook| reload(out, hook));
     if !w.ignored.is_empty() {
         row(out, "not obeyed", DIM, &w.ignored.join(", "), "");
     }
@@ -174,6 +175,22 @@ fn health(out: &mut String, w: &WorkloadReport) {
     };
     row(out, "health", style, w.health.state.as_str(), "");
     w.health.message.iter().for_each(|message| wrong(out, message));
+}
+
+fn reload(out: &mut String, hook: &ReloadReport) {
+    let style = match hook.state {
+        ReloadState::Reloaded => GOOD,
+        ReloadState::None | ReloadState::Running => WAIT,
+        ReloadState::Failed | ReloadState::Stale => BAD,
+    };
+    let mut rest = format!(", {}", hook.hook);
+    match (hook.state, &hook.served) {
+        (ReloadState::Reloaded, Some(serial)) => _ = write!(rest, ", seen serving {serial}"),
+        (ReloadState::Stale, Some(serial)) => _ = write!(rest, ", still serving {serial}"),
+        _ => {}
+    }
+    row(out, "hook", style, hook.state.as_str(), &rest);
+    hook.cause.iter().for_each(|cause| wrong(out, cause));
 }
 
 fn row(out: &mut String, label: &str, style: Style, word: &str, rest: &str) {

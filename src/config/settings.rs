@@ -1,6 +1,6 @@
 //! The settings of one workload.
 
-use super::{allow, files::FilesConfig, section::Section, value};
+use super::{HookConfig, allow, files::FilesConfig, section::Section, value};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
@@ -36,6 +36,8 @@ pub struct WorkloadConfig {
     pub files: FilesConfig,
     /// `socket`.
     pub socket: SocketConfig,
+    /// `hooks`, run after each switch of the files.
+    pub hooks: Vec<HookConfig>,
     /// `platform`.
     pub platform: Platform,
 }
@@ -162,5 +164,9 @@ impl WorkloadConfig {
             s.set_some("group", allow::account, &mut self.socket.group);
             allow::read(s, &mut self.socket.allow);
         });
+        let mut hooks = Vec::new();
+        if s.list("hooks", |s| hooks.extend(HookConfig::read(s))) {
+            self.hooks = hooks;
+        }
     }
 }

@@ -188,6 +188,81 @@ fn no_two_workloads_write_to_the_same_place() {
     parse("workloads: {a: {files: {outputs: [{format: trust}]}}, b: {files: {outputs: [{format: trust}]}}}").unwrap();
 }
 
+#[test]
+fn a_hook_is_a_command_or_a_unit_and_may_be_verified() {
+    let config = parse(
+        "defaults: {hooks: [{unit: nginx.service}]}\n\
+         workloads: {a: {}, b: {hooks: [{command: [pg_ctl, reload, -D, /db], deadline: 5s, \
+         verify: {address: '[::1]:5432', sni: db.example.com, startTls: postgres, within: 1s}}]}}\n",
+    )
+    .unwrap();
+    let unit = HookConfig {
+        action: HookAction::Unit("nginx.service".to_owned()),
+        deadline: Duration::from_secs(30),
+        verify: None,
+    };
+    assert_eq!((unit.name(), config.workload("a").hooks), ("nginx.service", vec![unit.clone()]));
+    let verify = VerifyConfig {
+        address: "[::1]:5432".to_owned(),
+        sni: Some("db.example.com".to_owned()),
+        start_tls: Some(StartTlsConfig::Postgres),
+        within: Duration::from_secs(1),
+    };
+    let command = HookConfig {
+        action: HookAction::Command(["pg_ctl", "reload", "-D", "/db"].map(str::to_owned).to_vec()),
+        deadline: Duration::from_secs(5),
+        verify: Some(verify),
+    };
+    assert_eq!((command.name(), config.workload("b").hooks), ("pg_ctl", vec![command.clone()]));
+}
+
+#[test]
+fn a_hook_that_does_nothing_or_two_things_is_refused() {
+    let neither = "defaults.hooks[0] needs one of the two: command, a list of program and arguments, or unit, ";
+    for (hook, message) in [
+        ("{}", neither),
+        ("{command: []}", neither),
+        ("{command: ['']}", neither),
+        ("{command: [true], unit: a.service}", neither),
+        ("{deadline: 1s}", neither),
+        ("{unit: ../../nginx.service}", "defaults.hooks[0].unit: \"../../nginx.service\" is no name of a service; "),
+        ("{unit: '--now.service'}", "defaults.hooks[0].unit: \"--now.service\" is no name of a service; "),
+        ("{unit: nginx}", "defaults.hooks[0].unit: \"nginx\" is no name of a service; "),
+        ("{command: [true], verify: {}}", "defaults.hooks[0].verify needs address, the host:port "),
+        (
+            "{command: [true], verify: {address: a:1, startTls: smtp}}",
+            "defaults.hooks[0].verify.startTls: \"smtp\" is ",
+        ),
+        ("[true]", "defaults.hooks[0] must be a mapping"),
+        ("{command: [true], cmd: 1}", "unknown key \"cmd\" in defaults.hooks[0]; known are: command, unit, deadline, "),
+    ] {
+        let error = parse(&format!("defaults: {{hooks: [{hook}]}}")).unwrap_err();
+        let (_, after) = error.split_once(": ").unwrap();
+        assert!(after.starts_with(message) && error.lines().count() == 1, "{hook}: {error}");
+    }
+}
+
+#[test]
+fn a_unit_is_reloaded_only_where_the_host_agrees() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Root::new(dir.path());
+    let file = dir.path().join("c.yaml");
+    let text = "defaults: {hooks: [{unit: a.service}]}\nworkloads:\n  w:\n    hooks: [{unit: b.service}]\n";
+    std::fs::write(&file, text).unwrap();
+    let error = Config::load(&root, Some(&file)).unwrap_err().to_string();
+    let lines: Vec<_> = error.lines().collect();
+    assert_eq!(lines.len(), 2, "{error}");
+    assert!(lines[0].contains("c.yaml:1:27: unit: this host has not agreed"), "{error}");
+    assert!(lines[0].contains("systemctl enable --now we-agent-reload@a.service.path"), "{error}");
+    assert!(lines[1].contains("c.yaml:4:20: ") && lines[1].contains("we-agent-reload@b.service.service"), "{error}");
+    let wants = dir.path().join("etc/systemd/system/paths.target.wants");
+    std::fs::create_dir_all(&wants).unwrap();
+    for unit in ["a", "b"] {
+        std::fs::write(wants.join(format!("we-agent-reload@{unit}.service.path")), "").unwrap();
+    }
+    assert!(Config::load(&root, Some(&file)).is_ok());
+}
+
 proptest! {
     #[test]
     fn no_text_makes_it_panic(text in "[a-z:\\-\\[\\]{}&*!#|>'\"%,~?@ \n\t]{0,60}|\\PC{0,40}") {

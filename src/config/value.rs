@@ -1,6 +1,6 @@
 //! From the text of a value to the value. Each error reads on after the text: `"60x" is no duration; …`.
 
-use super::{XdsMode, files::FormatWord};
+use super::{StartTlsConfig, XdsMode, files::FormatWord};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
@@ -252,6 +252,20 @@ pub(super) fn output_format(text: &str) -> Result<FormatWord, String> {
 
 pub(super) fn xds(text: &str) -> Result<XdsMode, String> {
     one_of(text, &[("delta", XdsMode::Delta), ("sotw", XdsMode::Sotw)])
+}
+
+pub(super) fn start_tls(text: &str) -> Result<StartTlsConfig, String> {
+    one_of(text, &[("postgres", StartTlsConfig::Postgres)])
+}
+
+/// The name of a service (systemd.unit(5)). It becomes the instance of another unit, whose name may have 255 characters.
+pub(super) fn service_unit(text: &str) -> Result<String, String> {
+    let legal = |c: char| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c);
+    let name = text.strip_suffix(".service").unwrap_or_default();
+    if name.is_empty() || name.starts_with(['-', '.', '@']) || text.len() > 230 || !text.chars().all(legal) {
+        return Err("is no name of a service; write for example nginx.service".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 pub(super) fn platform(text: &str) -> Result<Platform, String> {

@@ -1,7 +1,6 @@
 //! Connecting to what is probed, and saying why it failed in the words of Istio's own agent.
 
-use crate::system::is_of_this_host;
-use nix::errno::Errno;
+use crate::system::{is_of_this_host, words};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -59,14 +58,6 @@ async fn connect(target: SocketAddr, source: Source) -> Result<TcpStream, String
         }
     }
     socket.connect(target).await.map_err(|e| failed(&from, &e))
-}
-
-/// What the kernel says, without a number and in lower case.
-pub(super) fn words(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(code) => Errno::from_raw(code).desc().to_lowercase(),
-        None => error.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -2,9 +2,10 @@
 
 use super::{
     Unhealthy,
-    dial::{Source, dial, words},
+    dial::{Source, dial},
     tls::Tls,
 };
+use crate::system::words;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri,

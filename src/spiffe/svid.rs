@@ -160,7 +160,7 @@ impl X509Svid {
             return Err(SvidError::Validity { not_before, not_after, now });
         }
         verify(leaf, intermediates, roots, now).map_err(SvidError::Chain)?;
-        let serial = cert.raw_serial_as_string().replace(':', "");
+        let serial = serial(&cert);
         Ok(Self { id: id.clone(), key, serial, not_before, not_after, chain })
     }
 
@@ -258,6 +258,16 @@ impl X509Context {
         let svid = X509Svid::new(id, key, chain, &bundle, now)?;
         Ok(Arc::new(Self { svid, bundle, received }))
     }
+}
+
+/// The serial number of any certificate in lower-case hexadecimal, as [`X509Svid::serial`] has it; none when it cannot be
+/// read.
+pub fn serial_of(der: &CertificateDer<'_>) -> Option<String> {
+    X509Certificate::from_der(der).ok().map(|(_, cert)| serial(&cert))
+}
+
+fn serial(cert: &X509Certificate<'_>) -> String {
+    cert.raw_serial_as_string().replace(':', "")
 }
 
 /// Every URI among the subject alternative names.

@@ -70,6 +70,9 @@ pub struct WorkloadReport {
     /// Who takes it from the socket.
     #[serde(default)]
     pub consumers: Vec<ConsumerReport>,
+    /// What came of each hook.
+    #[serde(default)]
+    pub reloads: Vec<ReloadReport>,
     /// Keys of the bundle that are not obeyed.
     pub ignored: Vec<String>,
     /// Mistakes of the bundle; while there is one, nothing runs.
@@ -197,6 +200,23 @@ pub struct ConsumerReport {
     pub cause: Option<String>,
 }
 
+words! {
+    /// The state of a hook.
+    ReloadState {
+        /// Nothing was switched yet.
+        #[default]
+        None = "none",
+        /// It runs, or what is served afterwards is being looked at.
+        Running = "running",
+        /// The program was told, and where that can be seen, it serves the newest certificate.
+        Reloaded = "reloaded",
+        /// The hook failed.
+        Failed = "failed",
+        /// The hook says that all is well, but the newest certificate is not served.
+        Stale = "stale",
+    }
+}
+
 /// The certificate.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct IdentityReport {
@@ -279,6 +299,21 @@ pub struct PublicationReport {
     /// Serial of what consumers see.
     pub serial: Option<String>,
     /// Why the newest is not out.
+    pub cause: Option<String>,
+}
+
+/// What came of one hook.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// The unit, or the program that is run.
+    pub hook: String,
+    /// `none`, `running`, `reloaded`, `failed` or `stale`.
+    pub state: ReloadState,
+    /// Serial of the certificate that the program was told of.
+    pub serial: Option<String>,
+    /// Serial of the certificate that was seen being served; null when nobody looked, or none was seen.
+    pub served: Option<String>,
+    /// What is wrong, and the fix.
     pub cause: Option<String>,
 }
 

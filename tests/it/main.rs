@@ -24,6 +24,7 @@ mod membership;
 mod onboarding;
 mod outputs;
 mod peers_envoy;
+mod peers_hooks;
 mod published;
 mod readers;
 mod refusals;

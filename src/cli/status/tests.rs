@@ -19,6 +19,7 @@ fn workload(name: &str) -> WorkloadReport {
         address: Default::default(),
         files: Vec::new(),
         consumers: Vec::new(),
+        reloads: Vec::new(),
         ignored: Vec::new(),
         broken: Vec::new(),
     }
@@ -59,6 +60,13 @@ fn a_workload_reads_as_a_block() {
     w.health = HealthReport { state: HealthState::Unhealthy, message: Some("status code 503".to_owned()) };
     w.address.all = vec![std::net::Ipv4Addr::new(10, 0, 0, 7).into()];
     w.files = vec![PublicationReport { publisher: "files".to_owned(), serial: Some("1f".to_owned()), cause: None }];
+    w.reloads = vec![ReloadReport {
+        hook: "nginx.service".to_owned(),
+        state: ReloadState::Stale,
+        serial: Some("1f".to_owned()),
+        served: Some("1e".to_owned()),
+        cause: Some("look at its log".to_owned()),
+    }];
     w.ignored = vec!["ISTIO_META_DNS_CAPTURE".to_owned()];
     let expected = "\
 orders  not ready
@@ -75,6 +83,8 @@ payments  ready
                 ! status code 503
   address       10.0.0.7
   files         serial 1f
+  hook          stale, nginx.service, still serving 1e
+                ! look at its log
   not obeyed    ISTIO_META_DNS_CAPTURE
 ";
     assert_eq!(plain(vec![broken, w], None), expected);

@@ -3,10 +3,11 @@
 use super::{
     AddressReport, CandidateReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport,
     IdentityState, MembershipReport, MembershipState, PublicationReport, RegistrationReport, RegistrationState,
-    Timestamp, WorkloadReport,
+    ReloadReport, ReloadState, Timestamp, WorkloadReport,
 };
 use crate::status::{
-    Addresses, Consumer, Health, Identity, Membership, Publication, Registration, Selection, Trouble, WorkloadStatus,
+    Addresses, Consumer, Health, Identity, Membership, Publication, Registration, Reload, Selection, Trouble,
+    WorkloadStatus,
 };
 use std::time::SystemTime;
 
@@ -24,6 +25,7 @@ impl WorkloadReport {
             address: AddressReport::default(),
             files: Vec::new(),
             consumers: Vec::new(),
+            reloads: Vec::new(),
             ignored: workload.ignored.clone(),
             broken: workload.broken.clone(),
         };
@@ -38,6 +40,7 @@ impl WorkloadReport {
                 facts.publications.iter().map(|(p, fact)| PublicationReport::of(p, &fact.borrow())).collect();
             report.consumers =
                 facts.consumers.borrow().iter().map(|((_, takes), c)| ConsumerReport::of(takes, c)).collect();
+            report.reloads = facts.reloads.iter().map(|(hook, fact)| ReloadReport::of(hook, &fact.borrow())).collect();
         }
         report.cause = report.missing(workload.registers);
         report.ready = report.cause.is_none();
@@ -186,6 +189,25 @@ impl ConsumerReport {
             pid: consumer.pid,
             version: consumer.accepted.as_deref().map(str::to_owned),
             cause: consumer.refusal.clone(),
+        }
+    }
+}
+
+impl ReloadReport {
+    fn of(hook: &str, reload: &Reload) -> Self {
+        let (state, serial, served, trouble) = match reload {
+            Reload::None => return Self { hook: hook.to_owned(), ..Self::default() },
+            Reload::Running { serial } => (ReloadState::Running, serial, None, None),
+            Reload::Reloaded { serial, verified } => (ReloadState::Reloaded, serial, verified.then_some(serial), None),
+            Reload::Failed { serial, trouble } => (ReloadState::Failed, serial, None, Some(trouble)),
+            Reload::Stale { serial, served, trouble } => (ReloadState::Stale, serial, served.as_ref(), Some(trouble)),
+        };
+        Self {
+            hook: hook.to_owned(),
+            state,
+            serial: Some(serial.clone()),
+            served: served.cloned(),
+            cause: cause(trouble),
         }
     }
 }

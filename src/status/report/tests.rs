@@ -44,6 +44,7 @@ struct Writers {
     health: watch::Sender<Health>,
     addresses: watch::Sender<Addresses>,
     files: watch::Sender<Publication>,
+    reload: watch::Sender<Reload>,
     workload: WorkloadStatus,
 }
 
@@ -54,9 +55,20 @@ fn payments() -> Writers {
     let (health, h) = watch::channel(Health::default());
     let (addresses, a) = watch::channel(Addresses::default());
     let (files, f) = watch::channel(Publication::default());
+    let (reload, n) = watch::channel(Reload::None);
     let publications = vec![("files".to_owned(), f)];
+    let reloads = vec![("nginx.service".to_owned(), n)];
     let consumers = watch::channel(Consumers::default()).1;
-    let facts = Facts { identity: i, registration: r, membership: m, health: h, addresses: a, publications, consumers };
+    let facts = Facts {
+        identity: i,
+        registration: r,
+        membership: m,
+        health: h,
+        addresses: a,
+        publications,
+        consumers,
+        reloads,
+    };
     let workload = WorkloadStatus {
         name: "payments".to_owned(),
         spiffe_id: Some("spiffe://cluster.local/ns/vms/sa/payments".to_owned()),
@@ -65,7 +77,7 @@ fn payments() -> Writers {
         ignored: vec!["ISTIO_META_DNS_CAPTURE".to_owned()],
         facts: Some(facts),
     };
-    Writers { identity, registration, membership, health, addresses, files, workload }
+    Writers { identity, registration, membership, health, addresses, files, reload, workload }
 }
 
 fn broken() -> WorkloadStatus {
@@ -156,6 +168,25 @@ fn the_host_is_ready_when_all_workloads_are() {
 }
 
 #[test]
+fn a_hook_tells_what_is_served_only_where_somebody_looked() {
+    let w = payments();
+    let serial = || "0a".to_owned();
+    let look = || WorkloadReport::of(&w.workload, at(10)).reloads.remove(0);
+    for (fact, state, told, served) in [
+        (Reload::None, ReloadState::None, None, None),
+        (Reload::Running { serial: serial() }, ReloadState::Running, Some(serial()), None),
+        (Reload::Reloaded { serial: serial(), verified: false }, ReloadState::Reloaded, Some(serial()), None),
+        (Reload::Reloaded { serial: serial(), verified: true }, ReloadState::Reloaded, Some(serial()), Some(serial())),
+        (Reload::Failed { serial: serial(), trouble: trouble("x", "y") }, ReloadState::Failed, Some(serial()), None),
+    ] {
+        w.reload.send_replace(fact);
+        let ReloadReport { hook, state: is, serial, served: seen, cause } = look();
+        assert_eq!((hook.as_str(), is, serial, seen), ("nginx.service", state, told, served));
+        assert_eq!(cause.is_some(), state == ReloadState::Failed);
+    }
+}
+
+#[test]
 fn json_has_the_documented_words_and_reads_back() {
     let w = payments();
     w.identity.send_modify(|i| {
@@ -175,6 +206,8 @@ fn json_has_the_documented_words_and_reads_back() {
     let candidates = vec![Candidate { ip, reason: "source of the route to istiod".to_owned() }];
     w.addresses.send_replace(Addresses { primary: Some(ip), all: vec![ip], candidates });
     w.files.send_replace(Publication { serial: Some("0a".to_owned()), trouble: None });
+    let stale = trouble("reload_stale", "look at its log");
+    w.reload.send_replace(Reload::Stale { serial: "0a".to_owned(), served: Some("09".to_owned()), trouble: stale });
     let workloads = Workloads { list: vec![broken(), w.workload.clone()], note: None };
     let report = Status::new(watch::channel(workloads).1).report(at(9));
     let json = serde_json::to_value(&report).unwrap();
@@ -204,6 +237,9 @@ fn json_has_the_documented_words_and_reads_back() {
             },
             "consumers": [],
             "files": [{ "publisher": "files", "serial": "0a", "cause": null }],
+            "reloads": [{
+                "hook": "nginx.service", "state": "stale", "serial": "0a", "served": "09", "cause": "look at its log",
+            }],
             "ignored": ["ISTIO_META_DNS_CAPTURE"],
             "broken": [],
         })

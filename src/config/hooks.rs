@@ -1,0 +1,118 @@
+//! `hooks`: what is done after a switch of the files.
+
+use super::{Mistake, section::Section, value};
+use crate::system::{Root, consents_to_reload, reload_units};
+use marked_yaml::{Node, types::MarkedMappingNode};
+use std::time::Duration;
+
+/// One hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookConfig {
+    /// `command` or `unit`.
+    pub action: HookAction,
+    /// `deadline`: how long the action may take (30 s).
+    pub deadline: Duration,
+    /// `verify`.
+    pub verify: Option<VerifyConfig>,
+}
+
+/// What a hook does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HookAction {
+    /// `command`: program and arguments, never a shell.
+    Command(Vec<String>),
+    /// `unit`: a systemd service to reload, which the host must have agreed to.
+    Unit(String),
+}
+
+/// How to see which certificate is served after a hook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VerifyConfig {
+    /// `address`: `host:port`.
+    pub address: String,
+    /// `sni`: the server name to ask for.
+    pub sni: Option<String>,
+    /// `startTls`: what is said before TLS.
+    pub start_tls: Option<StartTlsConfig>,
+    /// `within`: how long another certificate may still be served (15 s).
+    pub within: Duration,
+}
+
+/// Protocols that begin without TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StartTlsConfig {
+    /// `postgres`.
+    Postgres,
+}
+
+impl HookConfig {
+    /// The name of the hook in status and metrics: the unit, or the program.
+    pub fn name(&self) -> &str {
+        match &self.action {
+            HookAction::Unit(unit) => unit,
+            HookAction::Command(command) => {
+                command.first().and_then(|program| program.rsplit('/').next()).unwrap_or_default()
+            }
+        }
+    }
+
+    /// Reads one item of the list; none when it has a mistake.
+    pub(super) fn read(s: &mut Section<'_>) -> Option<Self> {
+        let (mut command, mut unit) = (Vec::new(), None);
+        s.set_list("command", value::text, &mut command);
+        let mut wrong_unit = false;
+        let service = |text: &str| value::service_unit(text).inspect_err(|_| wrong_unit = true);
+        s.set_some("unit", service, &mut unit);
+        let mut deadline = Duration::from_secs(30);
+        s.set("deadline", value::duration, &mut deadline);
+        let mut verify = None;
+        s.section("verify", |s| verify = VerifyConfig::read(s));
+        let action = match (command.first().is_some_and(|program| !program.is_empty()), unit) {
+            (true, None) => HookAction::Command(command),
+            (false, Some(unit)) => HookAction::Unit(unit),
+            _ if wrong_unit => return None,
+            _ => {
+                s.mistake(
+                    "needs one of the two: command, a list of program and arguments, or unit, the systemd service to \
+                     reload (with we-agent-reload@UNIT.path enabled)",
+                );
+                return None;
+            }
+        };
+        Some(Self { action, deadline, verify })
+    }
+}
+
+impl VerifyConfig {
+    fn read(s: &mut Section<'_>) -> Option<Self> {
+        let (mut address, mut sni, mut start_tls) = (None, None, None);
+        let mut within = Duration::from_secs(15);
+        s.set_some("address", value::authority, &mut address);
+        s.set_some("sni", value::dns_name, &mut sni);
+        s.set_some("startTls", value::start_tls, &mut start_tls);
+        s.set("within", value::duration, &mut within);
+        if address.is_none() {
+            s.mistake("needs address, the host:port where the program serves the certificate");
+        }
+        Some(Self { address: address?, sni, start_tls, within })
+    }
+}
+
+/// The units in `top` that shall be reloaded although this host has not agreed to that.
+pub(super) fn without_consent(top: &MarkedMappingNode, root: &Root) -> Vec<Mistake> {
+    let workloads = top.get_mapping("workloads").into_iter().flat_map(|all| all.values());
+    let settings = top.get_node("defaults").into_iter().chain(workloads).filter_map(Node::as_mapping);
+    let hooks = settings.filter_map(|one| one.get_sequence("hooks")).flat_map(|list| list.iter());
+    let units = hooks.filter_map(|hook| hook.as_mapping()?.get_scalar("unit"));
+    let refused = units.filter(|unit| value::service_unit(unit).is_ok() && !consents_to_reload(root, unit));
+    let mistakes = refused.map(|unit| {
+        let (path, service) = reload_units(unit);
+        let message = format!(
+            "unit: this host has not agreed that we-agent has {} reloaded: systemctl enable --now {path} does (it starts \
+             {service} at our request); or use command",
+            unit.as_str()
+        );
+        Mistake::at(unit.span().start(), message)
+    });
+    mistakes.collect()
+}
