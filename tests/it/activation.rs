@@ -24,6 +24,7 @@ use std::{
 use tempfile::TempDir;
 use tokio::time::interval;
 use we_agent::system::{Listeners, listen};
+use we_lab::{Group, Lab};
 
 /// From one look at a log to the next.
 const LOOK: Duration = Duration::from_millis(10);
@@ -248,4 +249,51 @@ async fn what_cannot_be_taken_over_ends_the_daemon() {
         assert!(Instant::now() < deadline, "{}", daemon.log());
         look.tick().await;
     }
+}
+
+/// Speaks as much HTTP/2 as it takes to be answered.
+fn is_served(path: &Path) -> std::io::Result<bool> {
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(SOON))?;
+    // The preface and empty SETTINGS (RFC 9113 3.4); SETTINGS come back.
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
+    let mut head = [0; 9];
+    stream.read_exact(&mut head)?;
+    Ok(head[3] == 4)
+}
+
+/// The program itself, killed and started again while consumers connect.
+#[tokio::test]
+async fn the_daemon_gets_its_socket_back() {
+    let lab = Lab::builder().group(Group::new("vms", "payments")).spawn().await.unwrap();
+    let host = Host::new()
+        .bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"))
+        .config("admin: {address: off}\n");
+    let path = host.path("/run/we-agent/payments/agent.sock");
+    let notify = UnixDatagram::bind(host.path("/notify")).unwrap();
+    let start = |mut command: Command| {
+        command.args([env!("CARGO_BIN_EXE_we-agent"), "run", "--root"]).arg(host.path("/"));
+        command.env("NOTIFY_SOCKET", host.path("/notify")).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    };
+    // The lab stands still meanwhile: the socket is there without it.
+    let first = start(Command::new("env"));
+    let stored = format!("FDSTORE=1\nFDNAME={}\n", path.display());
+    let socket = loop {
+        let (text, mut kept) = told(&notify);
+        if text == stored {
+            break kept.pop().expect("no descriptor came with it");
+        }
+    };
+    assert!(is_served(&path).unwrap());
+    end(first);
+    // Nobody runs, and nobody is refused.
+    let waiting = thread::spawn({
+        let path = path.clone();
+        move || is_served(&path).unwrap()
+    });
+    let second = start(launch(path.to_str().unwrap(), socket));
+    assert!(waiting.join().unwrap());
+    assert!(is_served(&path).unwrap());
+    end(second);
 }
