@@ -1,5 +1,5 @@
 //! Hooks with real servers: nginx, haproxy, stunnel and PostgreSQL, each in the foreground as a child of ours, take every
-//! new certificate while clients connect without a pause, and a hook that lies is noticed.
+//! new certificate while clients connect again and again, and a hook that lies is noticed.
 
 #![allow(clippy::print_stdout)]
 

@@ -66,7 +66,7 @@ impl Client {
         }
     }
 
-    /// One new connection after the other.
+    /// One new connection after the other, with a breath in between: other tests run on this machine, too.
     pub(super) fn call_on_and_on(&self) -> Calling {
         let (stop, stopped) = watch::channel(false);
         let client = self.clone();
@@ -77,6 +77,7 @@ impl Client {
                     Ok(serial) => calls.served.push(serial),
                     Err(cause) => calls.lost.push(cause),
                 }
+                sleep(Duration::from_millis(10)).await;
             }
             calls
         });
