@@ -100,8 +100,7 @@ impl Files {
         let (root, dir) = (&self.root, Path::new(&self.dir));
         Ok(match self.layout {
             Layout::Generations => {
-                // The socket stands beside the links; each generation keeps its own, narrower mode.
-                generations::publish(&Dir::create_passable(root, dir, self.access)?, context, self.access, now)?
+                generations::publish(&Dir::create(root, dir, self.access)?, context, self.access, now)?
             }
             Layout::Flat => flat::publish(&Dir::open(root, dir)?, context, self.access)?,
         })

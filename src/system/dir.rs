@@ -150,20 +150,9 @@ impl Dir {
         Ok(dir)
     }
 
-    /// As [`Dir::create`], but everybody may pass through it to a name that they know: 0711, with a group 0751. For a
-    /// directory that holds nothing but links, sockets and directories that have rights of their own: a socket in it
-    /// may be for another group than the files.
-    ///
-    /// # Errors
-    /// As [`Dir::create`].
-    pub fn create_passable(root: &Root, path: &Path, access: Access) -> Result<Self, DirError> {
-        let dir = walk::walk(root, path, true)?;
-        access.grant(&dir.fd, access.dir() | PASS, &dir.path)?;
-        Ok(dir)
-    }
-
-    /// Opens a directory of ours, made if need be, and lets everybody pass through it; what else its mode allows is
-    /// left as it is.
+    /// Opens a directory of ours, made if need be, and lets everybody pass through it to a name that they know; what else
+    /// its mode allows is left as it is. For a directory of links, sockets and directories that have rights of their
+    /// own: a socket in it may be for another group than the files.
     ///
     /// # Errors
     /// As [`Dir::create`].

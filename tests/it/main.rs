@@ -28,4 +28,5 @@ mod rotation;
 mod secrets;
 mod several_workloads;
 mod shutdown;
+mod socket;
 mod support;
