@@ -59,7 +59,7 @@ impl Consumers {
     /// Waits for the next certificate to reach all: the time from the first to the last of them.
     pub(crate) fn spread(&self) -> anyhow::Result<Duration> {
         let before = *self.told.borrow();
-        ensure!(before % self.count == 0, "a push is on its way already");
+        ensure!(before.is_multiple_of(self.count), "a push is on its way already");
         self.until(before + self.count)?;
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let round = seen.get(before..before + self.count).context("a push to all")?;
