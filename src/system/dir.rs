@@ -23,9 +23,6 @@ use zeroize::Zeroizing;
 /// Opens a directory to list and to sync it.
 const HOLD: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
-/// To go through a directory without listing it, for group and others.
-const PASS: Mode = Mode::S_IXGRP.union(Mode::S_IXOTH);
-
 /// Why something could not be done in a directory.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DirError {
@@ -129,18 +126,6 @@ impl Dir {
     pub fn create(root: &Root, path: &Path, access: Access) -> Result<Self, DirError> {
         let dir = walk::walk(root, path, true)?;
         access.grant(&dir.fd, access.dir(), &dir.path)?;
-        Ok(dir)
-    }
-
-    /// Opens a directory of ours, made if need be, and lets everybody pass through it; what else its mode allows is
-    /// left as it is.
-    ///
-    /// # Errors
-    /// As [`Dir::create`].
-    pub fn passable(root: &Root, path: &Path) -> Result<Self, DirError> {
-        let dir = walk::walk(root, path, true)?;
-        let stat = fstat(&dir.fd).map_err(|e| io("look at", &dir.path, e))?;
-        Access::OWNER.grant(&dir.fd, Mode::from_bits_truncate(stat.st_mode & 0o777) | PASS, &dir.path)?;
         Ok(dir)
     }
 

@@ -7,6 +7,7 @@
 mod control;
 mod process;
 mod relay;
+mod sds;
 mod table;
 
 use anyhow::Context;
@@ -53,6 +54,12 @@ struct Args {
     /// How many seconds the rest is observed
     #[arg(long, default_value_t = 60, env = "BENCH_REST")]
     rest: u64,
+    /// How many consumers of secret discovery are connected
+    #[arg(long, default_value_t = 1000, env = "BENCH_CONSUMERS")]
+    consumers: usize,
+    /// Measure nothing but these consumers
+    #[arg(long)]
+    consumers_only: bool,
     /// How many renewals are counted
     #[arg(long, default_value_t = 20, env = "BENCH_ROTATIONS")]
     rotations: u32,
@@ -89,10 +96,14 @@ fn main() -> anyhow::Result<()> {
     };
     let mut table = Table::new(&args.out, if lab.is_some() { "we-lab" } else { "istiod" })?;
     let bench = Bench { args: &args, work: work.path(), bundle: &bundle };
+    if args.consumers_only {
+        return bench.consumers(&mut table);
+    }
     table.row("binary", mib(fs::metadata(&args.agent)?.len()), "MiB", None, "")?;
     bench.starts(&mut table)?;
     bench.wire(&mut table, lab.as_ref())?;
     bench.rotations(&mut table)?;
+    bench.consumers(&mut table)?;
     bench.rest(&mut table)?;
     Ok(())
 }
@@ -207,6 +218,30 @@ impl Bench<'_> {
         let grown = kib(after.private_dirty) - kib(before.private_dirty);
         table.row("private dirty grown", grown, "KiB", None, "over these renewals")?;
         agent.stop()
+    }
+
+    /// Envoys on one socket, half of them and all: the same for each, or it does not grow as it should.
+    fn consumers(&self, table: &mut Table) -> anyhow::Result<()> {
+        let settings = "  identity: {ttl: 20s}\n  renewal: {minInterval: 100ms}\n";
+        for count in [self.args.consumers / 2, self.args.consumers] {
+            let agent = self.start(&format!("consumers-{count}"), settings)?;
+            agent.until(SOON, "the registration", Agent::is_registered)?;
+            let socket = self.work.join(format!("consumers-{count}/run/we-agent/payments/agent.sock"));
+            let before = Sample::of(agent.pid())?;
+            let consumers = sds::Consumers::connect(&socket, count)?;
+            let held = Sample::of(agent.pid())?;
+            let spread = consumers.spread()?;
+            let pushed = Sample::of(agent.pid())?;
+            let each = |after: &Sample| (kib(after.private_dirty) - kib(before.private_dirty)) / count as f64;
+            let note = format!("{count} connections with two streams each");
+            table.row("memory for a consumer", each(&held), "KiB", Some(32.0), &note)?;
+            table.row("the same after a push", each(&pushed), "KiB", Some(32.0), &note)?;
+            table.row("push to all", ms(spread), "ms", None, &format!("{note}; from the first to the last"))?;
+            let cpu = ms(pushed.cpu - held.cpu);
+            table.row("CPU for that push", cpu, "ms", None, "with the renewal and two answers of each")?;
+            agent.stop()?;
+        }
+        Ok(())
     }
 
     /// With nothing to do but the probe.

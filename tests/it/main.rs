@@ -33,5 +33,6 @@ mod rotation;
 mod secrets;
 mod several_workloads;
 mod shutdown;
+mod socket;
 mod support;
 mod system_bus;

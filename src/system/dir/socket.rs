@@ -1,15 +1,34 @@
 //! A listening socket in a directory.
 
-use super::{Dir, DirError, io};
+use super::{Dir, DirError, Root, io, walk};
 use nix::{
     errno::Errno,
     fcntl::AtFlags,
-    sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat},
+    sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat},
     unistd::{Gid, fchownat},
 };
-use std::os::unix::net::UnixListener;
+use std::{os::unix::net::UnixListener, path::Path};
+
+/// To go through a directory without listing it, for group and others.
+const PASS: u32 = 0o011;
 
 impl Dir {
+    /// Opens a directory of ours, made if need be, and lets everybody pass through it to a name that they know; what else
+    /// its mode allows is left as it is. For a directory of links, sockets and directories that have rights of their
+    /// own: a socket in it may be for another group than the files.
+    ///
+    /// # Errors
+    /// As [`Dir::create`].
+    pub fn passable(root: &Root, path: &Path) -> Result<Self, DirError> {
+        let dir = walk::walk(root, path, true)?;
+        let failed = |errno| io("set the mode of", &dir.path, errno);
+        let mode = fstat(&dir.fd).map_err(failed)?.st_mode & 0o777;
+        if mode & PASS != PASS {
+            fchmod(&dir.fd, Mode::from_bits_truncate(mode | PASS)).map_err(failed)?;
+        }
+        Ok(dir)
+    }
+
     /// Listens on `name`, for the user that we run as and a group (0660; the group that we run as unless another is
     /// given, of which that user must be a member). It is bound beside its name and renamed: at no moment is it there
     /// with other rights, and what a killed daemon left behind is replaced.
