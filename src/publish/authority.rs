@@ -33,7 +33,6 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const PREFACE: usize = 24;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
-const END_HEADERS: u8 = 0x4;
 const PADDED: u8 = 0x8;
 const PRIORITY: u8 = 0x20;
 
@@ -102,10 +101,9 @@ struct Frames {
     padded: bool,
     priority: usize,
     fragment: usize,
-    /// Whether the header block ends with this fragment.
-    ends: bool,
     /// Padding, the payload of other frames, the preface, or everything from now on.
     rest: usize,
+    /// Header blocks follow each other without a seam: who ends one within a field is cut off by `h2`.
     fields: Fields,
 }
 
@@ -117,7 +115,6 @@ impl Frames {
             padded: false,
             priority: 0,
             fragment: 0,
-            ends: false,
             rest: PREFACE,
             fields: Fields::default(),
         }
@@ -138,10 +135,6 @@ impl Frames {
                     self.give_up();
                 }
                 n
-            } else if self.ends {
-                self.ends = false;
-                self.fields = Fields::default();
-                0
             } else if self.rest > 0 {
                 take(&mut self.rest, bytes)
             } else {
@@ -168,16 +161,12 @@ impl Frames {
             HEADERS => {
                 self.padded = flags & PADDED != 0;
                 self.priority = if flags & PRIORITY != 0 { 5 } else { 0 };
-                self.ends = flags & END_HEADERS != 0;
                 match length.checked_sub(usize::from(self.padded) + self.priority) {
                     Some(fragment) => self.fragment = fragment,
                     None => self.give_up(),
                 }
             }
-            CONTINUATION => {
-                self.ends = flags & END_HEADERS != 0;
-                self.fragment = length;
-            }
+            CONTINUATION => self.fragment = length,
             _ => self.rest = length,
         }
     }

@@ -5,10 +5,12 @@ usage: spiffe_client.py unix:/PATH TRUST_DOMAIN; ends when its standard input is
 
 import json
 import logging
+import random
 import sys
 import threading
 import time
 
+import grpc
 from spiffe import TrustDomain, WorkloadApiClient, X509Source
 
 
@@ -23,6 +25,20 @@ def error(call):
         return f"{e} {e.__cause__}"
 
 
+def many_calls(n):
+    """Calls with metadata of all sizes on one connection: the table of HPACK fills, and what is in it goes again."""
+    dice = random.Random(1)
+    with grpc.insecure_channel(endpoint) as channel:
+        call = channel.unary_stream("/SpiffeWorkloadAPI/FetchX509Bundles")
+        for _ in range(n):
+            text = "".join(dice.choices("abc%2F/:authority", k=dice.choice([0, 10, 100, 1000, 5000])))
+            names = ("workload.spiffe.io", "true"), (f"x-{dice.randrange(9)}", text), ("authority", text[:9])
+            answer = call(b"", metadata=names, timeout=10)
+            assert next(answer)
+            answer.cancel()
+    return n
+
+
 logging.basicConfig(level=logging.CRITICAL)
 endpoint, trust_domain = sys.argv[1], TrustDomain(sys.argv[2])
 client = WorkloadApiClient(endpoint, default_timeout=10)
@@ -30,6 +46,7 @@ svid = client.fetch_x509_svid()
 say(
     id=str(svid.spiffe_id),
     chain=len(svid.cert_chain),
+    calls=many_calls(300),
     bundles=[str(b.trust_domain) for b in client.fetch_x509_bundles().bundles],
     jwt_svid=error(lambda: client.fetch_jwt_svid(audience={"a"})),
     jwt_bundles=error(lambda: client.fetch_jwt_bundles()),
@@ -42,8 +59,9 @@ threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).st
 source = X509Source(WorkloadApiClient(endpoint), timeout_in_seconds=10)
 seen = None
 while not ended.is_set():
-    roots = source.get_bundle_for_trust_domain(trust_domain).x509_authorities
-    now = {"serial": format(source.svid.cert_chain[0].serial_number, "x"), "roots": len(roots)}
+    context = source.get_x509_context()
+    roots = context.x509_bundle_set.get_bundle_for_trust_domain(trust_domain).x509_authorities
+    now = {"serial": format(context.default_svid.cert_chain[0].serial_number, "x"), "roots": len(roots)}
     if now != seen:
         say(**now)
         seen = now

@@ -9,7 +9,7 @@ const NAME_INDEX: u32 = 1;
 /// No number in a header block is longer: `h2` takes far less.
 const MAX_SHIFT: u32 = 21;
 
-/// Where in a header block we are. It goes through fragments and over the frames between them.
+/// Where in a header block we are; it goes from fragment to fragment, and from block to block.
 #[derive(Debug, Default)]
 pub(super) struct Fields {
     next: Next,

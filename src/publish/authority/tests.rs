@@ -1,7 +1,10 @@
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 use super::*;
 use proptest::prelude::*;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+const END_HEADERS: u8 = 0x4;
 
 /// The symbols that tests use, in the order of their codes: 5 bits from 0, 6 from 0x14, 7 from 0x5c (RFC 7541,
 /// appendix B).
@@ -171,7 +174,8 @@ async fn judged_by_h2(bytes: Vec<u8>, requests: usize) -> Result<Vec<(String, St
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), future).await.expect("h2 waits for more") })
 }
 
 const PATH: &str = "[a-zA-Z0-9%/_.~+-]{0,60}";

@@ -329,7 +329,7 @@ async fn a_client_on_the_c_core_of_grpc_follows_rotations_and_a_restart() {
     let mut lines = BufReader::new(client.stdout.take().unwrap()).lines();
     let first = story.rotate();
     told(&mut lines, |line| {
-        assert_eq!((&line["id"], &line["chain"]), (&ID.into(), &2.into()), "{line}");
+        assert_eq!((&line["id"], &line["chain"], &line["calls"]), (&ID.into(), &2.into(), &300.into()), "{line}");
         assert_eq!(line["bundles"], serde_json::json!(["cluster.local"]), "{line}");
         for call in ["jwt_svid", "jwt_bundles", "jwt_validate"] {
             assert!(line[call].as_str().unwrap().contains("JWT-SVIDs are not offered"), "{line}");
