@@ -55,5 +55,5 @@ fn the_example_has_every_key() {
         let known: BTreeSet<_> = known.split(", ").map(str::to_owned).collect();
         assert_eq!(shown, known, "config/we-agent.yaml and the code differ, line {first}");
     }
-    assert_eq!(sections, 12, "{lines:#?}");
+    assert_eq!(sections, 13, "{lines:#?}");
 }

@@ -360,7 +360,7 @@ workloads:
             })
             .await;
         let words: Vec<_> = report.files.iter().map(|output| output.publisher.as_str()).collect();
-        assert_eq!(words, ["files", "combined", "pkcs12", "trust", "combined-2"]);
+        assert_eq!(words, ["files", "combined", "pkcs12", "trust", "combined-2", "socket"]);
         let cause = report.files[4].cause.as_deref().unwrap();
         assert!(cause.contains("this host knows no group no-such-group"), "{cause}");
         assert_eq!(report.files[4].serial, None, "one that fails does not hinder the others");
