@@ -24,7 +24,7 @@
 //!     identity ──Identity──► session ◄──Health── health ◄───► the application
 //!      │    │                 │    ▲
 //!      │    └──► publish      │    └──Addresses── address
-//!      │  files, socket, hooks │
+//!      │ files, socket, hooks │
 //!      │ sign                 │ session
 //!      ▼                      ▼
 //!     ┌────────────────────────┐
