@@ -6,7 +6,7 @@
 mod choice;
 
 use crate::{
-    status::Addresses,
+    status::{self, Addresses},
     system::{Resolver, source_of_route},
 };
 use choice::{Interface, choose};
@@ -48,11 +48,7 @@ pub async fn run(
             if said.replace(new.primary) != Some(new.primary) {
                 say(new.primary);
             }
-            fact.send_if_modified(|old| {
-                let differs = *old != new;
-                old.clone_from(&new);
-                differs
-            });
+            status::tell(&fact, new.clone());
             before = interfaces;
             tokio::time::sleep(if new.primary.is_some() { PERIOD } else { HASTE }).await;
         }

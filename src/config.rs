@@ -15,9 +15,7 @@ mod value;
 pub use files::{FilesConfig, OutputConfig, OutputFormat};
 pub use hooks::{HookAction, HookConfig, StartTlsConfig, VerifyConfig};
 pub use mistake::{ConfigError, Mistake};
-pub use settings::{
-    ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig, XdsMode,
-};
+pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig};
 
 use crate::{system::Root, telemetry::LogFilter};
 use marked_yaml::LoaderOptions;

@@ -14,7 +14,7 @@ mod tls;
 
 pub use credential::{Credential, read_roots};
 pub use error::{Disposition, Error};
-pub use istiod::{Istiod, MembershipSettings, Xds};
+pub use istiod::{Istiod, MembershipSettings};
 
 use crate::{
     spiffe::{Csr, X509Context},

@@ -2,7 +2,7 @@
 
 use crate::{
     control::{ControlPlane, Disposition, Error, Post},
-    status::{Membership, Registration, Trouble},
+    status::{self, Membership, Registration, Trouble},
     system::FileWatch,
     time::{Backoff, Clock, between},
 };
@@ -46,12 +46,7 @@ pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: Fi
 
 /// Without a session nobody tells us what the mesh knows.
 fn forget(membership: &watch::Sender<Membership>) {
-    membership.send_if_modified(|fact| {
-        let unknown = Membership::Unknown { cause: "no session with the control plane" };
-        let news = *fact != unknown;
-        *fact = unknown;
-        news
-    });
+    status::tell(membership, Membership::Unknown { cause: "no session with the control plane" });
 }
 
 /// How long to wait after `error`. A session that lived is resumed promptly, at first.

@@ -17,6 +17,15 @@ use crate::spiffe::{X509Bundle, X509Context};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
 
+/// Writes a fact, if it is news: readers are woken for nothing else.
+pub fn tell<T: PartialEq>(fact: &watch::Sender<T>, news: T) {
+    fact.send_if_modified(|now| {
+        let differs = *now != news;
+        *now = news;
+        differs
+    });
+}
+
 /// Something that goes wrong at present: since when, a stable word for metrics, and one line with cause and fix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Trouble {

@@ -20,6 +20,16 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 /// Host names of the bundle's `hosts` file, in lower case, with their addresses.
 pub type Hosts = BTreeMap<String, Vec<IpAddr>>;
 
+/// The two encodings of the discovery protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Xds {
+    /// Incremental, what Envoy in Istio uses since 1.22.
+    #[default]
+    Delta,
+    /// State of the world.
+    Sotw,
+}
+
 /// One server of the control plane. Two equal ones can share a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Endpoint {

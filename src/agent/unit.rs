@@ -3,8 +3,8 @@
 use super::{journal, outputs::outputs};
 use crate::{
     address,
-    config::{HookAction, HookConfig, MembershipConfig, StartTlsConfig, WorkloadConfig, XdsMode},
-    control::{Credential, Istiod, MembershipSettings, Post, Xds, read_roots},
+    config::{HookAction, HookConfig, MembershipConfig, StartTlsConfig, WorkloadConfig},
+    control::{Credential, Istiod, MembershipSettings, Post, read_roots},
     health::{self, ProbeSettings},
     identity::{self, Wanted},
     locality,
@@ -163,10 +163,7 @@ async fn connected(
     clock: Clock,
 ) {
     let credential = Credential { token: workload.token.clone(), identity: identity.subscribe() };
-    let xds = match settings.control_plane.xds {
-        XdsMode::Delta => Xds::Delta,
-        XdsMode::Sotw => Xds::Sotw,
-    };
+    let xds = settings.control_plane.xds;
     let MembershipConfig { enabled, max_bytes } = settings.membership;
     let membership = enabled.then_some(MembershipSettings { max_bytes });
     let cloud = match workload.locality {

@@ -5,6 +5,7 @@ use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
     system::{Account, Allow},
+    workload::Xds,
 };
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -52,17 +53,7 @@ pub struct ControlPlaneConfig {
     /// `serverName`: the DNS name that the server's certificate must carry.
     pub server_name: Option<String>,
     /// `xds`.
-    pub xds: XdsMode,
-}
-
-/// Which form of ADS is spoken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum XdsMode {
-    /// Incremental: what changed.
-    #[default]
-    Delta,
-    /// State of the world: everything each time.
-    Sotw,
+    pub xds: Xds,
 }
 
 /// How the identity is made and renewed.

@@ -1,10 +1,11 @@
 //! From the text of a value to the value. Each error reads on after the text: `"60x" is no duration; …`.
 
-use super::{StartTlsConfig, XdsMode, files::FormatWord};
+use super::{StartTlsConfig, files::FormatWord};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
     telemetry::LogFilter,
+    workload::Xds,
 };
 use std::{
     net::{IpAddr, SocketAddr},
@@ -250,8 +251,8 @@ pub(super) fn output_format(text: &str) -> Result<FormatWord, String> {
     )
 }
 
-pub(super) fn xds(text: &str) -> Result<XdsMode, String> {
-    one_of(text, &[("delta", XdsMode::Delta), ("sotw", XdsMode::Sotw)])
+pub(super) fn xds(text: &str) -> Result<Xds, String> {
+    one_of(text, &[("delta", Xds::Delta), ("sotw", Xds::Sotw)])
 }
 
 pub(super) fn start_tls(text: &str) -> Result<StartTlsConfig, String> {

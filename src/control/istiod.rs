@@ -17,7 +17,7 @@ use crate::{
     status::Addresses,
     system::Resolver,
     time::Clock,
-    workload::{Authority, Endpoint, Locality, Workload},
+    workload::{Authority, Endpoint, Locality, Workload, Xds},
 };
 use std::{
     sync::{Arc, Weak},
@@ -25,16 +25,6 @@ use std::{
 };
 use tokio::sync::Mutex;
 use tonic::{Request, Status, metadata::MetadataValue};
-
-/// The two encodings of the discovery protocol.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Xds {
-    /// Incremental, what Envoy in Istio uses since 1.22.
-    #[default]
-    Delta,
-    /// State of the world.
-    Sotw,
-}
 
 /// How the mesh is asked whether it lists us.
 #[derive(Debug, Clone, Copy)]

@@ -17,7 +17,7 @@ mod single;
 
 use crate::{
     spiffe::{X509Bundle, X509Context},
-    status::{Identity, Publication, Trouble},
+    status::{self, Identity, Publication, Trouble},
     system::{Access, Dir, DirError, Grant, Root},
     time::{Backoff, Clock},
 };
@@ -251,8 +251,7 @@ fn tell_success(files: &Files, fact: &watch::Sender<Publication>, context: &X509
         Outcome::Written => info!(serial, dir = %dir.display(), "files written"),
         Outcome::Unchanged => debug!(serial, dir = %dir.display(), "files are up to date"),
     }
-    let news = Publication { serial: Some(serial.to_owned()), trouble: None };
-    fact.send_if_modified(|known| std::mem::replace(known, news.clone()) != news);
+    status::tell(fact, Publication { serial: Some(serial.to_owned()), trouble: None });
 }
 
 fn tell_failure(files: &Files, fact: &watch::Sender<Publication>, error: &FilesError, now: SystemTime) {

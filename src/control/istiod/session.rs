@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     control::{Error, Post},
-    status::{Health, Identity, Membership, Registration, Trouble},
+    status::{self, Health, Identity, Membership, Registration, Trouble},
     time::{Backoff, between},
 };
 use live::{Live, entry, open};
@@ -196,7 +196,10 @@ impl<'a> Session<'a> {
 
     fn tell(&self, post: &Post) {
         let Ok(entry) = entry(self.istiod, &self.live.addresses) else { return };
-        set(&post.registration, Registration::Registered { entry, since: self.since, trouble: self.refused.clone() });
+        status::tell(
+            &post.registration,
+            Registration::Registered { entry, since: self.since, trouble: self.refused.clone() },
+        );
     }
 
     fn start_move(&mut self, post: &Post) {
@@ -264,23 +267,14 @@ impl<'a> Session<'a> {
             Turn::Due if self.istiod.workload.probe.is_some() && *post.health.borrow() != Health::Healthy => {
                 // Such an entry is no endpoint of anything, so the mesh cannot tell which services would select it.
                 if self.observer.names().is_empty() {
-                    set(&post.membership, Membership::Unknown { cause: "the application is not healthy yet" });
+                    status::tell(&post.membership, Membership::Unknown { cause: "the application is not healthy yet" });
                 }
             }
             Turn::Due => self.observer.look(self.live.stream.link.clone(), self.live.addresses.clone()),
             Turn::Names(names) => self.live.stream.watch_endpoints(names),
-            Turn::Told(fact) => set(&post.membership, fact),
+            Turn::Told(fact) => status::tell(&post.membership, fact),
         }
     }
-}
-
-/// Writes a fact, if it is news.
-fn set<T: PartialEq>(fact: &watch::Sender<T>, value: T) {
-    fact.send_if_modified(|now| {
-        let news = *now != value;
-        *now = value;
-        news
-    });
 }
 
 async fn opened(moving: &mut Option<(Move, Opening<'_>)>) -> (Move, Result<Live, Error>) {
