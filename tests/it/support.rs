@@ -125,6 +125,8 @@ impl Running {
 pub(crate) struct App {
     pub(crate) port: u16,
     pub(crate) healthy: watch::Sender<bool>,
+    /// How many requests it has answered.
+    pub(crate) answered: watch::Receiver<u64>,
     task: JoinHandle<()>,
 }
 
@@ -135,20 +137,22 @@ impl App {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let (healthy, state) = watch::channel(true);
+        let (count, answered) = watch::channel(0);
         let task = tokio::spawn(async move {
             loop {
                 let Ok((mut stream, _)) = listener.accept().await else { return };
-                let state = state.clone();
+                let (state, count) = (state.clone(), count.clone());
                 tokio::spawn(async move {
                     let mut request = [0; 2048];
                     let _ = stream.read(&mut request).await;
                     let line = if *state.borrow() { "200 OK" } else { "503 Service Unavailable" };
                     let answer = format!("HTTP/1.1 {line}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
                     let _ = stream.write_all(answer.as_bytes()).await;
+                    count.send_modify(|count| *count += 1);
                 });
             }
         });
-        Self { port, healthy, task }
+        Self { port, healthy, answered, task }
     }
 }
 
