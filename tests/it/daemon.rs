@@ -79,4 +79,9 @@ impl<'a> Daemon<'a> {
         let status = timeout(SOON, self.child.wait()).await.expect("the daemon does not end").unwrap();
         assert!(status.success(), "{status}\n{}", self.log());
     }
+
+    /// Kills it, and waits until it is gone.
+    pub(crate) async fn kill(mut self) {
+        self.child.kill().await.unwrap();
+    }
 }

@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout)]
 
 use crate::{
+    readme,
     rotation::{host, lab},
     support::{App, Host, Running, SOON},
 };
@@ -30,6 +31,8 @@ mod peer;
 const ROTATIONS: usize = 3;
 const TTL: &str = "8s";
 const FILES: &str = "/run/we-agent/payments";
+/// Every server takes our files as they are. PostgreSQL runs as another user, who is in our group.
+const OUTPUTS: &str = "mode: \"0640\", outputs: [{format: pem}, {format: combined}]";
 
 /// A program of this machine; without it the test says so and passes.
 fn program(name: &str, package: &str) -> Option<PathBuf> {
@@ -93,19 +96,23 @@ struct Stage {
 impl Stage {
     async fn new() -> Self {
         let lab = lab().spawn().await.unwrap();
-        let host = host(&lab).config("defaults: {files: {mode: \"0640\"}}\n");
+        let host = host(&lab).config(&format!("defaults: {{files: {{{OUTPUTS}}}}}\n"));
         let dir = host.path("/srv");
         fs::create_dir_all(&dir).unwrap();
         // PostgreSQL runs as another user.
         fs::set_permissions(host.path("/"), fs::Permissions::from_mode(0o755)).unwrap();
         let mut agent = host.start().await;
-        let w = agent.until("payments", "published", |w| w.ready && w.files[0].serial.is_some()).await;
+        let published = |w: &WorkloadReport| w.ready && w.files.iter().all(|output| output.serial.is_some());
+        let w = agent.until("payments", "published", published).await;
         agent.stop().await;
         Self { lab, host, serial: w.files[0].serial.clone(), dir }
     }
 
-    fn files(&self) -> String {
-        self.host.path(FILES).display().to_string()
+    /// An example of the README, with the paths of here, and `here` instead of `there`.
+    fn example(&self, word: &str, there: &str, here: &str) -> String {
+        let example = readme::example_in(&self.host.path(FILES), word);
+        assert_eq!(example.matches(there).count(), 1, "{there}: {example}");
+        example.replace(there, here)
     }
 
     fn write(&self, name: &str, text: &str) -> PathBuf {
@@ -119,7 +126,7 @@ impl Stage {
         let hook = serde_json::json!({ "command": command, "deadline": "10s" }).to_string();
         let hook = format!("{}, \"verify\": {{{verify}}}}}", hook.trim_end_matches('}'));
         let identity = format!("identity: {{ttl: {TTL}}}, renewal: {{minInterval: 100ms}}");
-        let config = format!("defaults: {{files: {{mode: \"0640\"}}, {identity}, hooks: [{hook}]}}\n");
+        let config = format!("defaults: {{files: {{{OUTPUTS}}}, {identity}, hooks: [{hook}]}}\n");
         let host = self.host.config(&config);
         fs::remove_dir_all(host.path("/var/lib/we-agent/payments")).unwrap();
         let agent = host.start().await;
@@ -157,7 +164,7 @@ impl Stage {
 
 fn nginx(stage: &Stage, port: u16) -> Option<(Server, String, String)> {
     let nginx = program("nginx", "nginx-light")?.display().to_string();
-    let (dir, files) = (stage.dir.display(), stage.files());
+    let (dir, example) = (stage.dir.display(), stage.example(readme::NGINX, " 443", &format!(" 127.0.0.1:{port}")));
     let user = if Uid::effective().is_root() { "user root;" } else { "" };
     let conf = stage.write(
         "nginx.conf",
@@ -169,9 +176,7 @@ http {{
   client_body_temp_path {dir}/b; proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u;
   scgi_temp_path {dir}/s;
   server {{
-    listen 127.0.0.1:{port} ssl;
-    ssl_certificate {files}/cert-chain.pem; ssl_certificate_key {files}/key.pem;
-    ssl_client_certificate {files}/root-cert.pem; ssl_verify_client on; ssl_verify_depth 3;
+{example}
     location / {{ return 200 \"ok\"; }}
   }}
 }}\n"
@@ -213,17 +218,10 @@ async fn a_hook_that_lies_is_noticed() {
     agent.stop().await;
 }
 
-/// haproxy with its one file in place, and the commands that put it there.
-fn haproxy(stage: &Stage, port: u16) -> Option<(Server, String, String)> {
+/// haproxy, and what makes it read its file again.
+fn haproxy(stage: &Stage, port: u16) -> Option<(Server, String)> {
     let haproxy = program("haproxy", "haproxy")?;
-    let (dir, files) = (stage.dir.display(), stage.files());
-    // `..data` is resolved once, so that both are of one generation.
-    let combine = format!(
-        "set -e; now=$(readlink -f {files}/..data)\n\
-         umask 077; cat $now/cert-chain.pem $now/key.pem >{dir}/new.pem; mv {dir}/new.pem {dir}/combined.pem\n"
-    );
-    let first = stage.write("combine", &combine);
-    assert!(Command::new("/bin/sh").arg(first).status().unwrap().success());
+    let (dir, example) = (stage.dir.display(), stage.example(readme::HAPROXY, " :8443", &format!(" 127.0.0.1:{port}")));
     let conf = stage.write(
         "haproxy.cfg",
         &format!(
@@ -235,38 +233,32 @@ defaults
   timeout client 10s
   timeout server 10s
   timeout connect 2s
-frontend f
-  bind 127.0.0.1:{port} ssl crt {dir}/combined.pem ca-file {files}/root-cert.pem verify required
+{example}
   http-request return status 200 content-type text/plain string ok\n"
         ),
     );
     let mut command = Command::new(&haproxy);
     command.arg("-W").arg("-f").arg(&conf);
     let server = Server::start(&mut command, Signal::SIGTERM, &stage.dir.join("out"));
-    let reload = format!("{} -c -f {}\nkill -USR2 {}\n", haproxy.display(), conf.display(), server.pid());
-    Some((server, combine, reload))
+    let reload = format!("set -e\n{} -c -f {}\nkill -USR2 {}\n", haproxy.display(), conf.display(), server.pid());
+    Some((server, reload))
 }
 
 #[tokio::test]
 async fn haproxy_takes_every_certificate() {
     let (stage, port) = (Stage::new().await, free_port());
-    let Some((_server, combine, reload)) = haproxy(&stage, port) else { return };
-    let script = stage.write("reload", &format!("{combine}{reload}")).display().to_string();
+    let Some((_server, reload)) = haproxy(&stage, port) else { return };
+    let script = stage.write("reload", &reload).display().to_string();
     stage.rotates(port, None, &["/bin/sh", &script]).await;
 }
 
-/// With the script of the README.
 #[tokio::test]
 async fn haproxy_takes_every_certificate_by_its_runtime_api() {
     let Some(_socat) = program("socat", "socat") else { return };
     let (stage, port) = (Stage::new().await, free_port());
-    let Some((_server, combine, _)) = haproxy(&stage, port) else { return };
-    let (_, script) = include_str!("../../README.md").split_once("```sh\n#!/bin/sh\n").unwrap();
-    let (script, _) = script.split_once("```").unwrap();
-    let here = format!("{combine}FILE={}/combined.pem\n", stage.dir.display());
-    let there = "FILE=/run/we-agent/payments/combined.pem\n";
-    assert!(script.contains(there) && script.contains("commit ssl cert"), "{script}");
-    let script = stage.write("set", &script.replace(there, &here)).display().to_string();
+    let Some((_server, _)) = haproxy(&stage, port) else { return };
+    let script = readme::example_in(&stage.host.path(FILES), readme::HAPROXY_API);
+    let script = stage.write("set", &script).display().to_string();
     let socket = stage.dir.join("admin.sock").display().to_string();
     stage.rotates(port, None, &["/bin/sh", &script, &socket]).await;
 }
@@ -281,23 +273,10 @@ async fn stunnel_takes_every_certificate() {
         return;
     };
     let stage = Stage::new().await;
-    let (app, port, dir, files) = (App::start().await, free_port(), stage.dir.display().to_string(), stage.files());
-    let conf = stage.write(
-        "stunnel.conf",
-        &format!(
-            "foreground = yes
-pid = {dir}/pid
-debug = warning
-[payments]
-accept = 127.0.0.1:{port}
-connect = 127.0.0.1:{}
-cert = {files}/cert-chain.pem
-key = {files}/key.pem
-CAfile = {files}/root-cert.pem
-verifyChain = yes\n",
-            app.port
-        ),
-    );
+    let (app, port, dir) = (App::start().await, free_port(), stage.dir.display().to_string());
+    let example = stage.example(readme::STUNNEL, " 8443", &format!(" 127.0.0.1:{port}"));
+    let example = example.replace("127.0.0.1:8080", &format!("127.0.0.1:{}", app.port));
+    let conf = stage.write("stunnel.conf", &format!("foreground = yes\npid = {dir}/pid\ndebug = warning\n{example}\n"));
     let mut command = Command::new(socket);
     command.arg(format!("--listen=127.0.0.1:{port}")).arg(stunnel).arg(conf);
     let server = Server::start(&mut command, Signal::SIGTERM, &stage.dir.join("out"));
@@ -311,7 +290,8 @@ async fn postgresql_takes_every_certificate() {
         return;
     };
     let stage = Stage::new().await;
-    let (port, dir, files) = (free_port(), stage.dir.display().to_string(), stage.files());
+    let (port, dir) = (free_port(), stage.dir.display().to_string());
+    let example = readme::example_in(&stage.host.path(FILES), readme::POSTGRESQL);
     // It refuses to run as root. A member of our group may read the files (mode 0640).
     let user = |program: &Path| match Uid::effective().is_root() {
         false => Command::new(program),
@@ -332,10 +312,7 @@ async fn postgresql_takes_every_certificate() {
         "listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = ''
-ssl = on
-ssl_cert_file = '{files}/cert-chain.pem'
-ssl_key_file = '{files}/key.pem'
-ssl_ca_file = '{files}/root-cert.pem'\n"
+{example}\n"
     );
     stage.write("db/postgresql.auto.conf", &conf);
     stage.write("db/pg_hba.conf", "hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n");

@@ -1,7 +1,10 @@
 //! Who reads at full speed while certificates are switched, and what each kind of reader may rely on.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
-use crate::files::{Host, NAMES, issue, mesh, texts};
+use crate::{
+    files::{Host, NAMES, issue, mesh, texts},
+    readme,
+};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -90,4 +93,15 @@ fn a_resolved_directory_and_a_combined_file_never_show_a_mismatch() {
     let met = reader.join().unwrap();
     println!("{switches} switches in {:.1} s: {met:?}", began.elapsed().as_secs_f32());
     assert!(met.pinned > switches / 20 && met.combined > switches / 20, "the reader was not awake: {met:?}");
+}
+
+#[test]
+fn a_shell_gets_a_pair_too() {
+    let (host, now) = (Host::new(), SystemTime::now());
+    let (files, context) = (host.files(Layout::Generations), issue(&mesh(), now));
+    files.publish(&context, now).unwrap();
+    let script = readme::example_in(&files.path(), readme::RESOLVED);
+    let read = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+    let [key, chain, _] = texts(&context);
+    assert_eq!(String::from_utf8(read.stdout).unwrap(), key + &chain);
 }

@@ -1,5 +1,6 @@
 //! A real Envoy as a child, whose addresses are all sockets in one directory: no port to choose.
 
+use crate::readme;
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -147,24 +148,23 @@ impl Http {
     }
 }
 
-/// As istiod writes it, but for the addresses.
+/// With the README's examples, but for the names and addresses in them.
 fn bootstrap(dir: &Path, api: Api, server: &Side<'_>, client: &Side<'_>) -> Value {
     let pipe = |name: &str| json!({"pipe": {"path": dir.join(name)}});
-    let sds = |name: &str, cluster: &str| {
-        let api = match api {
-            Api::Sotw => "GRPC",
-            Api::Delta => "DELTA_GRPC",
-        };
-        json!({"name": name, "sds_config": {"initial_fetch_timeout": "0s", "resource_api_version": "V3",
-            "api_config_source": {"api_type": api, "transport_api_version": "V3", "set_node_on_first_message_only": true,
-                "grpc_services": [{"envoy_grpc": {"cluster_name": cluster}}]}}})
+    let example = |word: &str, changes: &[(&str, &str)]| -> Value {
+        let text = changes.iter().fold(readme::example(word).to_owned(), |text, (there, here)| {
+            assert!(text.contains(there), "no {there} in {text}");
+            text.replace(there, here)
+        });
+        serde_yaml::from_str(&text).unwrap()
+    };
+    let api = match api {
+        Api::Sotw => "api_type: GRPC",
+        Api::Delta => "api_type: DELTA_GRPC",
     };
     let common = |cluster: &str, expects: &str| {
-        json!({"tls_certificate_sds_secret_configs": [sds("default", cluster)],
-            "combined_validation_context": {
-                "default_validation_context": {
-                    "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": expects}}]},
-                "validation_context_sds_secret_config": sds("ROOTCA", cluster)}})
+        let peer = ("spiffe://cluster.local/ns/vms/sa/orders-sa", expects);
+        example(readme::ENVOY_TLS, &[("sds-grpc", cluster), ("api_type: GRPC", api), peer])
     };
     let manager = |route: Value| {
         json!({"name": "http", "typed_config": {
@@ -180,10 +180,13 @@ fn bootstrap(dir: &Path, api: Api, server: &Side<'_>, client: &Side<'_>) -> Valu
                 "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
             "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address": address}}]}]}})
     };
-    let h2 = json!({"@type": HTTP, "explicit_http_config": {"http2_protocol_options": {}}});
     let once = json!({"@type": HTTP, "explicit_http_config": {"http_protocol_options": {}},
         "common_http_protocol_options": {"max_requests_per_connection": 1}});
-    let agent = |name: &str, socket: &Path| cluster(name, json!({"pipe": {"path": socket}}), h2.clone());
+    let agent = |name: &str, socket: &Path| {
+        let socket = ("/run/we-agent/payments/agent.sock", socket.to_str().unwrap());
+        let example = example(readme::ENVOY_CLUSTER, &[("sds-grpc", name), socket]);
+        example["static_resources"]["clusters"][0].clone()
+    };
     let mut mtls = cluster("mtls", pipe("tls"), once);
     mtls["transport_socket"] = json!({"name": "envoy.transport_sockets.tls", "typed_config": {
         "@type": format!("{TLS}.UpstreamTlsContext"), "max_session_keys": 0,
