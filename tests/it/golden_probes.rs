@@ -8,6 +8,7 @@
 
 mod target;
 
+use crate::support::SOON;
 use serde_json::{Value, json};
 use std::{fs, path::Path, time::Duration};
 use target::Target;
@@ -168,7 +169,13 @@ async fn play(case: String, recording: Value) {
         _ => of(recording["target_saw"].as_array().unwrap()),
     };
 
-    let probe = probe(&recording["probe"], &here, &port);
+    let mut probe = probe(&recording["probe"], &here, &port);
+    // Where all goes well and gRPC's server is not told it, the timeout is of no matter but to a busy machine.
+    if let Some(probe) = probe.as_mut().filter(|_| expected.iter().all(Option::is_none))
+        && !matches!(probe.method, ProbeMethod::Grpc { .. })
+    {
+        probe.timeout = SOON;
+    }
     let given = recording["extra_env"].as_str().unwrap();
     let primary = if given.contains("203.0.113.7") { "203.0.113.7" } else { "127.0.0.1" };
     let settings = ProbeSettings {
