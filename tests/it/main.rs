@@ -26,6 +26,7 @@ mod outputs;
 mod peers_envoy;
 mod peers_hooks;
 mod peers_spiffe;
+mod pkcs12;
 mod published;
 mod readers;
 mod readme;

@@ -3,24 +3,26 @@
 
 use crate::{
     authority::Authority,
-    files::{Host, ID, issue, mesh, mode, names},
-    published, readme, rotation,
+    files::{Host, issue, mesh, mode, names},
+    published, rotation,
     support::SOON,
 };
 use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink},
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     time::{Duration, SystemTime},
 };
 use we_agent::{
     publish::{Content, Files, Folder, Layout, Outcome, SingleFile},
     spiffe::X509Context,
+    status::PublicationReport,
     system::{Grant, Root},
 };
+use we_lab::Fault;
 
-const PASSWORD: &str = "correct horse";
+pub(crate) const PASSWORD: &str = "correct horse";
 
 /// One file in a directory that the configuration names.
 fn single(host: &Host, name: &str, content: Content, grant: Grant) -> Files {
@@ -28,28 +30,18 @@ fn single(host: &Host, name: &str, content: Content, grant: Grant) -> Files {
     Files::new(&Root::new(host.0.path()), "/etc/peer/certs", Folder::Given, Layout::Single(file), grant)
 }
 
-fn pkcs12(host: &Host) -> Files {
+pub(crate) fn pkcs12(host: &Host) -> Files {
     set_password(host, PASSWORD, 0o600);
     let content = Content::Pkcs12 { password_file: "/etc/password".into() };
     single(host, "identity.p12", content, Grant::default())
 }
 
-fn set_password(host: &Host, password: &str, mode: u32) -> PathBuf {
+pub(crate) fn set_password(host: &Host, password: &str, mode: u32) -> PathBuf {
     let path = host.0.path().join("etc/password");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     fs::write(&path, format!("{password}\n")).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
     path
-}
-
-/// What a program says, and whether it succeeded; none when it is not installed.
-fn run(program: &str, dir: &Path, args: &[&str]) -> Option<(bool, String)> {
-    let Ok(output) = Command::new(program).args(args).current_dir(dir).output() else {
-        println!("skipped: {program} is not installed");
-        return None;
-    };
-    let said = [output.stdout, output.stderr].concat();
-    Some((output.status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
 fn combined_text(context: &X509Context) -> String {
@@ -74,54 +66,6 @@ fn combined_is_key_and_chain_in_one_file_that_is_replaced_at_once() {
     fs::write(&path, "x").unwrap();
     assert_eq!(files.publish(&second, now).unwrap(), Outcome::Written);
     assert_eq!(fs::read_to_string(&path).unwrap(), combined_text(&second));
-}
-
-#[test]
-fn openssl_opens_pkcs12_with_the_password_and_finds_key_chain_and_roots() {
-    let (host, now) = (Host::new(), SystemTime::now());
-    let (files, context) = (pkcs12(&host), issue(&mesh(), now));
-    files.publish(&context, now).unwrap();
-    let dir = files.path();
-    let openssl = |args: &[&str]| run("openssl", &dir, args);
-    let password = format!("pass:{PASSWORD}");
-    let open = |args: &[&str]| openssl(&[&["pkcs12", "-in", "identity.p12", "-passin", &password], args].concat());
-    let Some((good, info)) = open(&["-info", "-noout"]) else { return };
-    assert!(good, "{info}");
-    assert!(info.contains("MAC: sha256") && info.matches("PBES2, PBKDF2, AES-256-CBC").count() == 2, "{info}");
-
-    let (good, leaf) = open(&["-clcerts", "-nokeys", "-out", "leaf.pem"]).unwrap();
-    assert!(good, "{leaf}");
-    let (good, key) = open(&["-nocerts", "-noenc", "-out", "key.pem"]).unwrap();
-    assert!(good, "{key}");
-    let (_, of_leaf) = openssl(&["x509", "-in", "leaf.pem", "-noout", "-pubkey"]).unwrap();
-    let (_, of_key) = openssl(&["pkey", "-in", "key.pem", "-pubout"]).unwrap();
-    assert!(of_leaf == of_key && of_key.contains("PUBLIC KEY"), "the key is the leaf's");
-    let (_, san) = openssl(&["x509", "-in", "leaf.pem", "-noout", "-ext", "subjectAltName"]).unwrap();
-    assert!(san.contains(&format!("URI:{ID}")), "{san}");
-    let (_, all) = open(&["-nokeys"]).unwrap();
-    assert_eq!(all.matches("BEGIN CERTIFICATE").count(), 3, "leaf, intermediate and root: {all}");
-
-    let (good, said) = openssl(&["pkcs12", "-in", "identity.p12", "-passin", "pass:wrong", "-noout"]).unwrap();
-    assert!(!good && said.contains("Mac verify error"), "{said}");
-}
-
-#[test]
-fn keytool_finds_one_key_and_the_roots_to_trust() {
-    let (host, now) = (Host::new(), SystemTime::now());
-    let (files, context) = (pkcs12(&host), issue(&mesh(), now));
-    files.publish(&context, now).unwrap();
-    if run("keytool", &files.path(), &["-help"]).is_none() {
-        return;
-    }
-    let password = host.0.path().join("etc/password").display().to_string();
-    let list = readme::example_in(&files.path(), readme::PKCS12).replace("/etc/we-agent/payments.password", &password);
-    let (good, said) = run("sh", &files.path(), &["-c", &list]).unwrap();
-    assert!(good, "{said}");
-    assert_eq!(said.matches("Entry type: PrivateKeyEntry").count(), 1, "{said}");
-    assert_eq!(said.matches("Entry type: trustedCertEntry").count(), 1, "{said}");
-    assert!(said.contains("Alias name: identity") && said.contains("Alias name: root-1"), "{said}");
-    assert!(said.contains("Certificate chain length: 2") || said.contains("Certificate chain length: 3"), "{said}");
-    assert!(said.contains(&format!("URIName: {ID}")), "{said}");
 }
 
 #[test]
@@ -352,14 +296,16 @@ workloads:
     fs::set_permissions(host.path("/etc/password"), fs::Permissions::from_mode(0o600)).unwrap();
     let mut agent = host.start().await;
 
-    let own = published::dir(&host, "payments");
-    let mut seen = String::new();
+    let (own, mut mark) = (published::dir(&host, "payments"), 0);
     for _ in 0..2 {
+        lab.heal_all();
+        // No other certificate comes before this one is everywhere.
+        let serial = rotation::next_issue(&lab, mark).await;
+        lab.inject(Fault::CaDown);
         let report = agent
             .until("payments", "written everywhere it can be", |w| {
-                let serial = &w.files[0].serial;
-                serial.as_ref().is_some_and(|serial| *serial != seen)
-                    && w.files[..4].iter().all(|output| output.serial == *serial && output.cause.is_none())
+                let written = |output: &PublicationReport| output.serial.as_ref() == Some(&serial);
+                w.files[..4].iter().all(|output| written(output) && output.cause.is_none())
                     && w.files[4].cause.is_some()
             })
             .await;
@@ -368,7 +314,7 @@ workloads:
         let cause = report.files[4].cause.as_deref().unwrap();
         assert!(cause.contains("this host knows no group no-such-group"), "{cause}");
         assert_eq!(report.files[4].serial, None, "one that fails does not hinder the others");
-        seen = report.files[0].serial.clone().unwrap();
+        mark = lab.mark();
     }
     tokio::time::timeout(SOON, agent.stop()).await.unwrap();
 

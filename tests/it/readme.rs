@@ -13,6 +13,7 @@ pub(crate) const ENVOY_TLS: &str = "tls_certificate_sds_secret_configs:";
 pub(crate) const PYTHON: &str = "from spiffe import";
 pub(crate) const RUST: &str = "spiffe::X509Source";
 pub(crate) const PKCS12: &str = "keytool";
+pub(crate) const JAVA: &str = "KeyManagerFactory";
 pub(crate) const RESOLVED: &str = "readlink -f";
 pub(crate) const NGINX: &str = "ssl_certificate_key";
 pub(crate) const HAPROXY: &str = "ssl crt";
@@ -48,7 +49,7 @@ pub(crate) fn example_in(dir: &Path, word: &str) -> String {
 #[test]
 fn every_example_is_one_that_is_tested() {
     let taken = [ENVOY_CLUSTER, ENVOY_TLS, PYTHON, RUST, PKCS12, RESOLVED, NGINX, HAPROXY, HAPROXY_API, STUNNEL];
-    let taken = [&taken[..], &[POSTGRESQL, SOCKET_UNIT, CONFIGURATION]].concat();
+    let taken = [&taken[..], &[POSTGRESQL, JAVA, SOCKET_UNIT, CONFIGURATION]].concat();
     for word in taken.iter().filter(|word| **word != CONFIGURATION) {
         example(word);
     }
