@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use we_agent::{
     health::{self, ProbeSettings},
     status::{Addresses, Health},
+    system::Commands,
     workload::{ProbeMethod, ReadinessProbe},
 };
 
@@ -173,6 +174,7 @@ async fn play(case: String, recording: Value) {
     let primary = if given.contains("203.0.113.7") { "203.0.113.7" } else { "127.0.0.1" };
     let settings = ProbeSettings {
         allow_exec: true,
+        commands: Commands::Direct,
         verify_tls: false,
         localhost: given.contains("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION=true"),
     };
