@@ -92,3 +92,43 @@ pub(super) async fn read_line(stream: &mut (impl AsyncBufRead + Unpin)) -> io::R
     stream.take(LONGEST).read_until(b'\n', &mut line).await?;
     Ok(line)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tokio::net::UnixListener;
+
+    /// What is said of a runner that reads the question, says `answer`, and then hangs up, unless it `stays`.
+    async fn said_of(answer: &'static [u8], stays: bool) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let runner = async {
+            let mut stream = BufReader::new(listener.accept().await.unwrap().0);
+            let question = read_line(&mut stream).await.unwrap();
+            assert_eq!(question, b"{\"command\":[\"true\",\"\\n\"],\"deadline\":1500}\n");
+            stream.get_mut().write_all(answer).await.unwrap();
+            if stays { Some(stream) } else { None }
+        };
+        let command = ["true", "\n"].map(str::to_owned);
+        let (answer, _stream) = tokio::join!(ask(&socket, &command, Duration::from_millis(1500)), runner);
+        answer.map_or_else(|error| error.to_string(), |()| "well".to_owned())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_runner_that_does_not_keep_its_word_is_told_of() {
+        let wrong = |what: &str| {
+            format!(
+                "the runner of commands has {what}; journalctl -u we-agent-exec.socket -u 'we-agent-exec@*' says why"
+            )
+        };
+        assert_eq!(said_of(b"{\"Ok\":null}\n", true).await, "well");
+        assert_eq!(said_of(b"", false).await, wrong("ended without an answer"));
+        assert_eq!(said_of(b"{\"Err\":", false).await, wrong("answered what we do not understand"));
+        assert_eq!(said_of(b"hello\n", true).await, wrong("answered what we do not understand"));
+        let begun = tokio::time::Instant::now();
+        assert_eq!(said_of(b"", true).await, wrong("not answered in time"));
+        assert!(begun.elapsed() >= Duration::from_millis(1500) + GRACE);
+    }
+}
