@@ -13,7 +13,7 @@ use crate::{
     bundle::{self, Bundle, BundleDir},
     config::Config,
     status::{Status, WorkloadStatus, Workloads},
-    system::{FileWatch, Listeners, Root, going_down},
+    system::{Commands, FileWatch, Listeners, Root, going_down},
     workload::{HostFacts, Workload},
 };
 use std::{
@@ -44,6 +44,7 @@ pub struct Agent {
     status: Status,
     workloads: watch::Sender<Workloads>,
     listeners: Listeners,
+    commands: Commands,
 }
 
 impl Agent {
@@ -55,13 +56,27 @@ impl Agent {
         let (workloads, receiver) = watch::channel(Workloads::default());
         let status = Status::new(receiver);
         let admin = Admin::bind(root, config.admin_address, status.clone()).await?;
-        Ok(Self { root: root.clone(), config, admin, status, workloads, listeners: Listeners::default() })
+        Ok(Self {
+            root: root.clone(),
+            config,
+            admin,
+            status,
+            workloads,
+            listeners: Listeners::default(),
+            commands: Commands::default(),
+        })
     }
 
     /// Serves on what the service manager has passed, instead of sockets of its own.
     #[must_use]
     pub fn with_listeners(self, listeners: Listeners) -> Self {
         Self { listeners, ..self }
+    }
+
+    /// Has probes and hooks run their commands there, instead of by itself.
+    #[must_use]
+    pub fn with_commands(self, commands: Commands) -> Self {
+        Self { commands, ..self }
     }
 
     /// The loopback address that is served.
@@ -76,13 +91,13 @@ impl Agent {
 
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { root, config, admin, status, workloads, listeners } = self;
+        let Self { root, config, admin, status, workloads, listeners, commands } = self;
         let stopped = CancellationToken::new();
         let (beat, heart) = watch::channel(Instant::now());
         let alive = move || heart.borrow().elapsed() < ALIVE;
         let supervisor = admin::supervise(status, config.ready_timeout, alive, stop.clone());
         let served = admin.run(stopped.clone());
-        let mut floor = Floor { root, config, workloads, beat, listeners, slots: BTreeMap::new() };
+        let mut floor = Floor { root, config, workloads, beat, listeners, commands, slots: BTreeMap::new() };
         let units = async {
             floor.run(stop).await;
             stopped.cancel();
@@ -127,6 +142,7 @@ struct Floor {
     /// When the floor was last looked over: what the watchdog goes by.
     beat: watch::Sender<Instant>,
     listeners: Listeners,
+    commands: Commands,
     slots: BTreeMap<String, Slot>,
 }
 
@@ -247,7 +263,8 @@ impl Floor {
             }
         };
         let key = Key::of(&workload);
-        Slot::Running { unit: Unit::start(workload, settings, &self.root, &self.listeners, stop, leaving), key }
+        let unit = Unit::start(workload, settings, &self.root, &self.listeners, &self.commands, stop, leaving);
+        Slot::Running { unit, key }
     }
 
     fn read(&self, name: &str, dir: &BundleDir) -> Result<Workload, Vec<String>> {

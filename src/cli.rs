@@ -6,12 +6,12 @@ use crate::{
     admin::AdminError,
     agent::Agent,
     config::{Config, ConfigError},
-    system::{self, Listeners, Root},
+    system::{self, Commands, Listeners, Root},
     telemetry::{self, LogFilter, LogFormat},
 };
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, os::fd::AsFd, path::PathBuf, process::ExitCode};
 
 /// Brings this machine into an Istio mesh, and keeps it there.
 ///
@@ -41,6 +41,8 @@ pub enum Command {
     Run(RunArgs),
     /// Show what the daemon knows of every workload
     Status(StatusArgs),
+    /// Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook
+    Exec,
 }
 
 /// Options of `run`.
@@ -57,6 +59,10 @@ pub struct RunArgs {
     /// What to log: error, warn, info, debug, trace, or target=level pairs; wins over log.level of the configuration
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<LogFilter>,
+    /// Socket of the runner that commands of probes and hooks are handed to (we-agent-exec.socket), taken as it is;
+    /// without one, the daemon runs them itself
+    #[arg(long, value_name = "PATH", env = "WE_AGENT_EXEC_SOCKET")]
+    exec_socket: Option<PathBuf>,
 }
 
 /// Options of `status`.
@@ -121,13 +127,14 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Run(_) => Listeners::from_service_manager().context(
             "the sockets of the service manager (LISTEN_FDS) cannot be taken over; unset LISTEN_PID to start without",
         )?,
-        Command::Status(_) => Listeners::default(),
+        Command::Status(_) | Command::Exec => Listeners::default(),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.command {
             Command::Run(args) => run(args, listeners).await,
             Command::Status(args) => show(args).await,
+            Command::Exec => Ok(system::serve_command(std::io::stdin().as_fd()).await?),
         }
     })
 }
@@ -138,7 +145,8 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     telemetry::init(args.log_format, args.log_level.or(config.log_level.clone()).unwrap_or_default());
     let stop = system::shutdown()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
-    let agent = Agent::bind(&root, config).await?.with_listeners(listeners);
+    let commands = args.exec_socket.map_or(Commands::Direct, Commands::Runner);
+    let agent = Agent::bind(&root, config).await?.with_listeners(listeners).with_commands(commands);
     if let Some(address) = agent.admin_address() {
         tracing::info!("readiness and metrics are on http://{address}");
     }

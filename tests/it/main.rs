@@ -12,6 +12,7 @@ mod config;
 mod crash;
 mod daemon;
 mod demo;
+mod exec;
 mod faults;
 mod files;
 mod generated;
