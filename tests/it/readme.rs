@@ -22,8 +22,8 @@ pub(crate) const STUNNEL: &str = "connect = 127.0.0.1:8080";
 pub(crate) const POSTGRESQL: &str = "ssl_key_file";
 /// Our own.
 const CONFIGURATION: &str = "workloads:\n  payments:\n";
-/// For systemd, which is not here.
-const SOCKET_UNIT: &str = "FileDescriptorName=";
+/// For systemd, which is not here: units and drop-ins.
+const SYSTEMD: &str = "# /etc/systemd/system/";
 
 /// Every block of the section: its language and its text.
 fn blocks() -> impl Iterator<Item = (&'static str, &'static str)> {
@@ -49,8 +49,8 @@ pub(crate) fn example_in(dir: &Path, word: &str) -> String {
 #[test]
 fn every_example_is_one_that_is_tested() {
     let taken = [ENVOY_CLUSTER, ENVOY_TLS, PYTHON, RUST, PKCS12, RESOLVED, NGINX, HAPROXY, HAPROXY_API, STUNNEL];
-    let taken = [&taken[..], &[POSTGRESQL, JAVA, SOCKET_UNIT, CONFIGURATION]].concat();
-    for word in taken.iter().filter(|word| **word != CONFIGURATION) {
+    let taken = [&taken[..], &[POSTGRESQL, JAVA, SYSTEMD, CONFIGURATION]].concat();
+    for word in taken.iter().filter(|word| ![CONFIGURATION, SYSTEMD].contains(word)) {
         example(word);
     }
     // Without a language: what is printed or typed.
