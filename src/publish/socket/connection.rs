@@ -75,9 +75,10 @@ enum Answer {
 impl Connection {
     pub(super) fn new(stream: UnixStream, peer: Peer, services: &Services) -> Self {
         let Services { policy, secrets, identity, consumers, clock } = services.clone();
+        let consumers = consumers.of(peer.uid, peer.pid);
         let offered = Offered {
-            sds: Sds { secrets, consumers: consumers.of(peer.uid, peer.pid), clock },
-            workload_api: SpiffeWorkloadApiServer::new(WorkloadApi::new(identity, clock)),
+            workload_api: SpiffeWorkloadApiServer::new(WorkloadApi::new(identity, consumers.clone(), clock)),
+            sds: Sds { secrets, consumers, clock },
         };
         Self { stream, peer, policy, offered }
     }
