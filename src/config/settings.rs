@@ -155,7 +155,11 @@ impl WorkloadConfig {
         s.section("socket", |s| {
             s.set("enabled", value::boolean, &mut self.socket.enabled);
             s.set_some("group", allow::account, &mut self.socket.group);
-            s.set_list("also", value::socket_path, &mut self.socket.also);
+            let also = &mut self.socket.also;
+            s.set_list("also", value::socket_path, also);
+            if also.iter().enumerate().any(|(i, path)| also.iter().take(i).any(|other| other == path)) {
+                s.mistake("has one path twice in also; remove one");
+            }
             allow::read(s, &mut self.socket.allow);
         });
         let mut hooks = Vec::new();

@@ -78,7 +78,7 @@ impl Place {
         Self { inherited, ..self }
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.root.path(&self.dir).join(&self.name)
     }
 
