@@ -26,36 +26,41 @@ const MAX_MESSAGE: usize = 1 << 20;
 /// The requests in the body of a call.
 pub(super) struct Requests<R> {
     body: Incoming,
-    /// What has come of a message; nothing is allocated between two of them.
-    partial: Vec<u8>,
+    partial: Partial,
     kind: PhantomData<fn() -> R>,
 }
 
 impl<R: Message + Default> Requests<R> {
     pub(super) fn new(body: Incoming) -> Self {
-        Self { body, partial: Vec::new(), kind: PhantomData }
+        Self { body, partial: Partial::default(), kind: PhantomData }
     }
 
     /// The next request; none at the end, also when the consumer has gone. After an error there is nothing to read.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, Status>>> {
         loop {
-            if let Some(request) = self.take().transpose() {
+            if let Some(request) = self.partial.take().transpose() {
                 return Poll::Ready(Some(request));
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        self.partial.extend_from_slice(data);
+                        self.partial.0.extend_from_slice(data);
                     }
                 }
                 Some(Err(_)) | None => return Poll::Ready(None),
             }
         }
     }
+}
 
+/// What has come of a message; nothing is allocated between two of them.
+#[derive(Default)]
+struct Partial(Vec<u8>);
+
+impl Partial {
     /// Takes the first message, if all of it is there.
-    fn take(&mut self) -> Result<Option<R>, Status> {
-        let Some((&[compressed, a, b, c, d], rest)) = self.partial.split_first_chunk::<HEAD>() else { return Ok(None) };
+    fn take<R: Message + Default>(&mut self) -> Result<Option<R>, Status> {
+        let Some((&[compressed, a, b, c, d], rest)) = self.0.split_first_chunk::<HEAD>() else { return Ok(None) };
         if compressed != 0 {
             return Err(Status::unimplemented("a compressed message; send it as it is (grpc-encoding: identity)"));
         }
@@ -64,12 +69,12 @@ impl<R: Message + Default> Requests<R> {
             return Err(Status::out_of_range(format!("a message of {length} bytes; {MAX_MESSAGE} are read at most")));
         }
         let Some(message) = rest.get(..length) else {
-            self.partial.reserve_exact(HEAD + length - self.partial.len());
+            self.0.reserve_exact(HEAD + length - self.0.len());
             return Ok(None);
         };
         let request = R::decode(message).map_err(|error| Status::invalid_argument(format!("no request: {error}")))?;
         // What is left is a copy, so that the large buffer goes.
-        self.partial = rest.get(length..).unwrap_or_default().to_vec();
+        self.0 = rest.get(length..).unwrap_or_default().to_vec();
         Ok(Some(request))
     }
 }
@@ -103,4 +108,56 @@ fn trailers(status: &Status) -> Frame<Bytes> {
         trailers.insert("grpc-status", HeaderValue::from(i32::from(status.code())));
     }
     Frame::trailers(trailers)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::proto::envoy::service::secret::v3::{Consumer, SecretRequest};
+    use proptest::prelude::*;
+    use tonic::Code;
+
+    fn request(id: usize, size: usize) -> SecretRequest {
+        SecretRequest { node: Some(Consumer { id: format!("{id}{}", "x".repeat(size)) }), ..SecretRequest::default() }
+    }
+
+    proptest! {
+        #[test]
+        fn messages_are_whole_however_they_come(
+            sizes in proptest::collection::vec(0..70_000_usize, 0..5),
+            cuts in proptest::collection::vec(1..20_000_usize, 1..9),
+        ) {
+            let sent: Vec<_> = sizes.iter().enumerate().map(|(i, size)| request(i, *size)).collect();
+            let bytes: Vec<u8> = sent.iter().flat_map(|m| data(m).into_data().unwrap()).collect();
+            let (mut partial, mut seen, mut rest) = (Partial::default(), Vec::new(), &bytes[..]);
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (fresh, later) = rest.split_at((*cut).min(rest.len()));
+                partial.0.extend_from_slice(fresh);
+                while let Some(message) = partial.take::<SecretRequest>().unwrap() {
+                    seen.push(message);
+                }
+                rest = later;
+            }
+            prop_assert!(seen == sent);
+            prop_assert_eq!(partial.0.capacity(), 0, "nothing is kept");
+        }
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused_before_it_is_there() {
+        for (head, code) in [
+            ([1, 0, 0, 0, 9], Code::Unimplemented),
+            ([0, 0, 16, 0, 1], Code::OutOfRange),
+            ([0, 255, 255, 255, 255], Code::OutOfRange),
+        ] {
+            let refused = Partial(head.to_vec()).take::<SecretRequest>().map(|_| ());
+            assert_eq!(refused.err().map(|status| status.code()), Some(code), "{head:?}");
+        }
+        let broken = Partial([&[0, 0, 0, 0, 1][..], &[0x0a]].concat()).take::<SecretRequest>().map(|_| ());
+        assert_eq!(broken.err().map(|status| status.code()), Some(Code::InvalidArgument));
+    }
 }

@@ -25,7 +25,7 @@ use std::{
     path::{Path, PathBuf},
     time::SystemTime,
 };
-use tokio::{sync::mpsc, time::timeout};
+use tokio::{io::AsyncReadExt as _, sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, client::Grpc};
 use tonic_prost::ProstCodec;
@@ -232,6 +232,7 @@ async fn what_is_not_served_is_refused_with_the_reason() {
     for (request, code) in [
         (first("other"), Code::NotFound),
         (first("file-cert:/a~/b"), Code::Unimplemented),
+        (first("file-root:system"), Code::Unimplemented),
         (SecretRequest { type_url: "type.googleapis.com/x".to_owned(), ..first("default") }, Code::InvalidArgument),
         (SecretRequest { resource_names: vec!["default".to_owned(); 17], ..first("") }, Code::InvalidArgument),
         (SecretRequest { version_info: "x".repeat(1 << 20), ..first("default") }, Code::OutOfRange),
@@ -334,4 +335,32 @@ async fn a_path_that_another_serves_or_could_redirect_is_not_taken() {
     timeout(SOON, host.fact.wait_for(|fact| told(fact, "unsafe_path"))).await.unwrap().unwrap();
     fs::set_permissions(&secrets, Permissions::from_mode(0o755)).unwrap();
     timeout(SOON, host.fact.wait_for(|fact| fact.trouble.is_none())).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_user_has_so_many_connections_and_no_more_until_one_has_ended() {
+    let root = Root::new("/nowhere");
+    let (identities, secrets) = (watch::channel(Identity::default()).1, watch::channel(Secrets::default()).1);
+    let services = Services {
+        policy: Arc::new(Policy::new("payments", Vec::new(), Units::new(&root))),
+        secrets,
+        identity: identities,
+        consumers: Consumers::new(watch::channel(status::Consumers::default()).0),
+        clock: Clock::Wall,
+    };
+    let mut crowd = Crowd::new(2);
+    let mut come = || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        crowd.admit(ours, &services);
+        (theirs, crowd.connections.len())
+    };
+    let ((first, one), (_second, two), (mut third, still)) = (come(), come(), come());
+    assert_eq!((one, two, still), (1, 2, 2));
+    let end = timeout(SOON, third.read_u8()).await.unwrap();
+    assert!(end.is_err(), "it is closed");
+    drop(first);
+    timeout(SOON, crowd.left()).await.unwrap();
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    crowd.admit(ours, &services);
+    assert_eq!(crowd.connections.len(), 2);
 }
