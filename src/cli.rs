@@ -129,6 +129,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         )?,
         Command::Status(_) | Command::Exec => Listeners::default(),
     };
+    system::spare_memory();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.command {

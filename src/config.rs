@@ -110,13 +110,17 @@ impl Config {
             if self.defaults.files.outputs.iter().any(|output| output.dir.is_some()) {
                 s.mistake("has files.outputs with a dir, so that every workload would write there; give it in workloads.<name>");
             }
+            if !self.defaults.socket.also.is_empty() {
+                s.mistake("has socket.also, so that every workload would listen there; give it in workloads.<name>");
+            }
         });
         let (defaults, workloads) = (&self.defaults, &mut self.workloads);
         let mut taken: BTreeMap<PathBuf, String> = BTreeMap::new();
         top.sections("workloads", value::workload_name, |name, s| {
             let mut workload = defaults.clone();
             workload.read(s);
-            for path in workload.files.outputs.iter().flat_map(|output| output.paths(name)) {
+            let files = workload.files.outputs.iter().flat_map(|output| output.paths(name));
+            for path in files.chain(workload.socket.also.iter().cloned()) {
                 if let Some(other) = taken.insert(path.clone(), name.to_owned()).filter(|other| other != name) {
                     s.mistake(&format!(
                         "writes to {}, and so does workload {other}; give one of them another dir",

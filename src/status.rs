@@ -172,7 +172,7 @@ pub struct Publication {
 /// One thing that a program takes from the socket, say Envoy the secret `default`; written by the socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Consumer {
-    /// `sds`.
+    /// `sds` or `workload_api`.
     pub protocol: &'static str,
     /// Who it says it is, say the node id of an Envoy; empty when it says nothing.
     pub node: String,
@@ -182,7 +182,7 @@ pub struct Consumer {
     pub pid: Option<i32>,
     /// The version that it was sent last; none while it waits for the first.
     pub sent: Option<Arc<str>>,
-    /// The version that it uses, as far as it has said.
+    /// The version that it uses, as far as it has said; a client of the Workload API cannot say, so what it was sent.
     pub accepted: Option<Arc<str>>,
     /// Why it does not use what it was sent last.
     pub refusal: Option<String>,

@@ -32,6 +32,12 @@ pub use watch::FileWatch;
 
 use std::path::{Path, PathBuf};
 
+/// Prefers little memory over few system calls, for a process that rests most of the time. To be called before there is
+/// another thread.
+pub fn spare_memory() {
+    raw::spare_memory();
+}
+
 /// The VM as a directory: every absolute path of the agent is looked up below it. Production has `/`; a test, the demo
 /// and a run without privileges have a folder.
 #[derive(Debug, Clone)]

@@ -65,10 +65,10 @@ impl Unit {
             .into_iter()
             .map(|(name, files)| (name, files, watch::Sender::new(Publication::default())))
             .collect();
-        let (socket, consumers) =
-            (watch::Sender::new(Publication::default()), watch::Sender::new(Consumers::default()));
+        let places = places(&workload, &settings, root, listeners);
+        let consumers = watch::Sender::new(Consumers::default());
         let mut publications: Vec<_> = outputs.iter().map(|(name, _, fact)| (name.clone(), fact.subscribe())).collect();
-        publications.extend(settings.socket.enabled.then(|| ("socket".to_owned(), socket.subscribe())));
+        publications.extend(places.iter().map(|(name, _, fact)| (name.clone(), fact.subscribe())));
         let hooks: Vec<_> = hooks(&settings.hooks, root, commands)
             .into_iter()
             .map(|hook| (hook, watch::Sender::new(Reload::None)))
@@ -97,11 +97,10 @@ impl Unit {
         for (_, files, fact) in outputs {
             loops.spawn(publish::run(files, facts.identity.clone(), fact, clock, stop.clone()).instrument(span()));
         }
-        if settings.socket.enabled {
-            let place =
-                Place::new(root, own_dir(&workload), settings.socket.group.clone()).inherit(&workload.name, listeners);
+        for (_, place, fact) in places {
             let policy = Policy::new(&workload.name, settings.socket.allow.clone(), Units::new(root));
-            let served = publish::serve(place, policy, facts.identity.clone(), socket, consumers, clock, stop.clone());
+            let (identity, consumers) = (facts.identity.clone(), consumers.clone());
+            let served = publish::serve(place, policy, identity, fact, consumers, clock, stop.clone());
             loops.spawn(served.instrument(span()));
         }
         let resolver = Resolver::new(workload.hosts.clone());
@@ -215,6 +214,25 @@ fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted
 /// Where files and socket of a workload are.
 fn own_dir(workload: &Workload) -> PathBuf {
     Path::new("/run/we-agent").join(&workload.name)
+}
+
+/// Where the identity is served, each place with its name in status and its fact.
+fn places(
+    workload: &Workload,
+    settings: &WorkloadConfig,
+    root: &Root,
+    listeners: &Listeners,
+) -> Vec<(String, Place, watch::Sender<Publication>)> {
+    let socket = &settings.socket;
+    if !socket.enabled {
+        return Vec::new();
+    }
+    let own = ("socket".to_owned(), Place::new(root, own_dir(workload), socket.group.clone()));
+    let also = socket.also.iter().filter_map(|path| {
+        Some((format!("socket {}", path.display()), Place::also(root, path, socket.group.clone())?))
+    });
+    let all = std::iter::once(own).chain(also);
+    all.map(|(name, place)| (name, place.inherit(&workload.name, listeners), watch::Sender::default())).collect()
 }
 
 /// What is done after a switch. Of several hooks with the same program each has its place in the name.

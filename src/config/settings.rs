@@ -7,7 +7,7 @@ use crate::{
     system::{Account, Allow},
     workload::Xds,
 };
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
 /// What our configuration says of one workload. A value that is given here wins over the bundle; `None` and empty leave
 /// it to the bundle.
@@ -105,13 +105,15 @@ pub struct SocketConfig {
     /// `group` of the socket, whose members can reach it, so that `allow` can let them in; none stands for the group that
     /// we run as, of which we must be a member.
     pub group: Option<Account>,
+    /// `also`: other paths of the socket, absolute (none). The same group and the same `allow` hold there.
+    pub also: Vec<PathBuf>,
     /// `allow`: who may connect besides root and our own user (nobody).
     pub allow: Vec<Allow>,
 }
 
 impl Default for SocketConfig {
     fn default() -> Self {
-        Self { enabled: true, group: None, allow: Vec::new() }
+        Self { enabled: true, group: None, also: Vec::new(), allow: Vec::new() }
     }
 }
 
@@ -153,6 +155,11 @@ impl WorkloadConfig {
         s.section("socket", |s| {
             s.set("enabled", value::boolean, &mut self.socket.enabled);
             s.set_some("group", allow::account, &mut self.socket.group);
+            let also = &mut self.socket.also;
+            s.set_list("also", value::socket_path, also);
+            if also.iter().enumerate().any(|(i, path)| also.iter().take(i).any(|other| other == path)) {
+                s.mistake("has one path twice in also; remove one");
+            }
             allow::read(s, &mut self.socket.allow);
         });
         let mut hooks = Vec::new();

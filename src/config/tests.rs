@@ -135,6 +135,28 @@ fn outputs_are_a_list_of_sections_and_a_workload_has_its_own() {
 }
 
 #[test]
+fn a_socket_is_at_other_paths_of_one_workload() {
+    let istio = "/var/run/secrets/workload-spiffe-uds/socket";
+    let config = parse(&format!("workloads: {{a: {{socket: {{also: [{istio}, /srv/b.sock]}}}}}}\n")).unwrap();
+    assert_eq!(config.workload("a").socket.also, [PathBuf::from(istio), "/srv/b.sock".into()]);
+    assert!(config.workload("b").socket.also.is_empty());
+    for (text, said) in [
+        (format!("defaults: {{socket: {{also: {istio}}}}}"), "every workload would listen there; give it in workloads"),
+        (
+            format!("workloads: {{a: {{socket: {{also: {istio}}}}}, b: {{socket: {{also: {istio}}}}}}}"),
+            "and so does workload a",
+        ),
+        (format!("workloads: {{a: {{socket: {{also: [{istio}, {istio}]}}}}}}"), "has one path twice"),
+        ("workloads: {a: {socket: {also: ./socket}}}".to_owned(), "is no path that can be used here"),
+        ("workloads: {a: {socket: {also: /run/we-agent/b/agent.sock}}}".to_owned(), "is of we-agent itself"),
+        (format!("workloads: {{a: {{socket: {{also: /{}}}}}}}", "x".repeat(103)), "is longer than the 103 bytes"),
+    ] {
+        let error = parse(&text).unwrap_err();
+        assert!(error.contains(said), "{text}: {error}");
+    }
+}
+
+#[test]
 fn mistakes_in_outputs_name_the_item_and_the_fix() {
     for (item, said) in [
         ("{dir: /srv/a}", "outputs[0] needs a format: pem, combined, pkcs12 or trust"),

@@ -127,6 +127,20 @@ pub(super) fn output_dir(text: &str) -> Result<PathBuf, String> {
     Ok(path)
 }
 
+/// Where a socket is, beside the directory of its workload. The kernel takes 107 bytes, of which we need four more than
+/// the path has.
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
+    let path = path(text)?;
+    match text.len() {
+        _ if OURS.iter().any(|ours| path.starts_with(ours)) => Err(format!(
+            "is of we-agent itself, and agent.sock is there anyway; use a path outside of {}",
+            OURS.join(", ")
+        )),
+        0..=103 => Ok(path),
+        _ => Err("is longer than the 103 bytes that a socket's path can have here; use a shorter one".to_owned()),
+    }
+}
+
 /// The name of one file in a directory of ours or somebody else's.
 pub(super) fn file_name(text: &str) -> Result<String, String> {
     if text.is_empty()

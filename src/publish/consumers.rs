@@ -1,18 +1,38 @@
 //! Who takes the identity from the socket, and which version of it: the fact, and the one way to write it.
 
-use crate::status;
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use crate::{
+    spiffe::{X509Bundle, X509Svid},
+    status,
+};
+use std::{
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use tokio::sync::watch;
 use tracing::{debug, warn};
+
+/// The number of the next stream: several sockets write to one fact.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+/// How a certificate is called towards consumers: by its serial number, which makes Envoy's `version_text` readable.
+pub(super) fn version_of_svid(svid: &X509Svid) -> Arc<str> {
+    svid.serial().into()
+}
+
+/// How roots are called: by a hash of their set.
+pub(super) fn version_of_roots(bundle: &X509Bundle) -> Arc<str> {
+    let mut hash = DefaultHasher::new();
+    bundle.roots().for_each(|root| root.as_ref().hash(&mut hash));
+    format!("{:016x}", hash.finish()).into()
+}
 
 /// The consumers of one connection's peer. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(super) struct Consumers {
     fact: watch::Sender<status::Consumers>,
-    next: Arc<AtomicU64>,
     uid: u32,
     pid: Option<i32>,
 }
@@ -20,7 +40,7 @@ pub(super) struct Consumers {
 impl Consumers {
     /// Nobody yet; written to `fact`.
     pub(super) fn new(fact: watch::Sender<status::Consumers>) -> Self {
-        Self { fact, next: Arc::default(), uid: u32::MAX, pid: None }
+        Self { fact, uid: u32::MAX, pid: None }
     }
 
     /// Those of one peer.
@@ -30,7 +50,7 @@ impl Consumers {
 
     /// A place for one stream of `protocol`; given up when dropped.
     pub(super) fn seat(&self, protocol: &'static str) -> Seat {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
         Seat { consumers: self.clone(), number, protocol, node: String::new(), takes: Vec::new() }
     }
 }
@@ -89,6 +109,12 @@ impl Seat {
             consumer.accepted = Some(version);
             consumer.refusal = None;
         });
+    }
+
+    /// It was sent this by a protocol in which nobody answers: what was sent counts as used.
+    pub(super) fn given(&self, name: &'static str, version: &Arc<str>) {
+        self.sent(name, version.clone());
+        self.accepted(name, version.clone());
     }
 
     /// It does not want this. Said once for each version, for it is not sent again.

@@ -5,6 +5,7 @@
 //! Envoy takes and serves whatever BoringSSL can load: expired, not valid yet, without intermediates. So nothing is
 //! sent but what was verified when it was made and is valid now.
 
+mod grpc;
 mod secrets;
 mod subscription;
 mod wire;
@@ -13,11 +14,12 @@ pub(in crate::publish) use secrets::Secrets;
 
 use super::consumers::{Consumers, Seat};
 use crate::{
-    proto::envoy::service::secret::v3::{
-        DeltaSecretRequest, SecretRequest, secret_discovery_service_server::SecretDiscoveryService,
-    },
+    proto::envoy::service::secret::v3::{DeltaSecretRequest, SecretRequest},
     time::Clock,
 };
+use grpc::Requests;
+use http::{Request, Response};
+use hyper::body::Incoming;
 use std::{
     pin::Pin,
     task::{Context, Poll},
@@ -25,7 +27,10 @@ use std::{
 use subscription::{Subscription, Verdict};
 use tokio::sync::watch;
 use tokio_stream::{Stream, wrappers::WatchStream};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Status, body::Body};
+
+/// The name of the service.
+pub(super) const SERVICE: &str = "envoy.service.secret.v3.SecretDiscoveryService";
 
 /// The service, for one connection.
 pub(super) struct Sds {
@@ -37,31 +42,23 @@ pub(super) struct Sds {
     pub(super) clock: Clock,
 }
 
-#[tonic::async_trait]
-impl SecretDiscoveryService for Sds {
-    type StreamSecretsStream = Session<SecretRequest>;
-
-    async fn stream_secrets(
-        &self,
-        request: Request<Streaming<SecretRequest>>,
-    ) -> Result<Response<Self::StreamSecretsStream>, Status> {
-        Ok(Response::new(self.session(request)))
-    }
-
-    type DeltaSecretsStream = Session<DeltaSecretRequest>;
-
-    async fn delta_secrets(
-        &self,
-        request: Request<Streaming<DeltaSecretRequest>>,
-    ) -> Result<Response<Self::DeltaSecretsStream>, Status> {
-        Ok(Response::new(self.session(request)))
-    }
-}
-
 impl Sds {
-    fn session<R>(&self, request: Request<Streaming<R>>) -> Session<R> {
+    /// The response to a call of this service.
+    pub(super) fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        match request.uri().path().rsplit('/').next() {
+            Some("StreamSecrets") => grpc::response(self.session::<SecretRequest>(request.into_body())),
+            Some("DeltaSecrets") => grpc::response(self.session::<DeltaSecretRequest>(request.into_body())),
+            other => Status::unimplemented(format!(
+                "{:.64}: here are StreamSecrets and DeltaSecrets",
+                other.unwrap_or_default()
+            ))
+            .into_http(),
+        }
+    }
+
+    fn session<R: wire::Request>(&self, requests: Incoming) -> Session<R> {
         Session {
-            requests: request.into_inner(),
+            requests: Requests::new(requests),
             news: WatchStream::new(self.secrets.clone()),
             secrets: Secrets::default(),
             subscription: Subscription::default(),
@@ -74,8 +71,8 @@ impl Sds {
 
 /// One stream: its responses, made when the consumer has room for them. A consumer that does not read is sent nothing,
 /// and later only the newest; nobody waits for it.
-pub(super) struct Session<R> {
-    requests: Streaming<R>,
+struct Session<R> {
+    requests: Requests<R>,
     news: WatchStream<Secrets>,
     secrets: Secrets,
     subscription: Subscription,
@@ -105,7 +102,7 @@ impl<R: wire::Request> Session<R> {
     }
 }
 
-impl<R: wire::Request + Unpin> Stream for Session<R> {
+impl<R: wire::Request> Stream for Session<R> {
     type Item = Result<R::Response, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
@@ -113,7 +110,7 @@ impl<R: wire::Request + Unpin> Stream for Session<R> {
         if this.over {
             return Poll::Ready(None);
         }
-        while let Poll::Ready(request) = Pin::new(&mut this.requests).poll_next(cx) {
+        while let Poll::Ready(request) = this.requests.poll_next(cx) {
             let heard = match request {
                 Some(Ok(request)) => this.hear(request),
                 Some(Err(status)) => Err(status),

@@ -52,7 +52,7 @@ pub async fn serve(
         clock,
     };
     let mut places = Places::new(place);
-    let mut crowd = Crowd::default();
+    let mut crowd = Crowd::new(MAX_OF_USER);
     identity.mark_changed();
     loop {
         tokio::select! {
@@ -90,14 +90,19 @@ fn offer(identity: &Identity, secrets: &watch::Sender<Secrets>, fact: &watch::Se
 }
 
 /// Everybody who is connected.
-#[derive(Default)]
 struct Crowd {
+    /// Connections at a time of one user.
+    of_each: usize,
     connections: JoinSet<()>,
     users: HashMap<Id, u32>,
     of_user: HashMap<u32, usize>,
 }
 
 impl Crowd {
+    fn new(of_each: usize) -> Self {
+        Self { of_each, connections: JoinSet::new(), users: HashMap::new(), of_user: HashMap::new() }
+    }
+
     fn admit(&mut self, stream: UnixStream, services: &Services) {
         let peer = match crate::system::Peer::of(&stream) {
             Ok(peer) => peer,
@@ -105,8 +110,8 @@ impl Crowd {
         };
         let uid = peer.uid;
         let count = self.of_user.entry(uid).or_default();
-        if *count >= MAX_OF_USER {
-            return warn!(%peer, "turned away: this user has {MAX_OF_USER} connections already; end some of them");
+        if *count >= self.of_each {
+            return warn!(%peer, "turned away: this user has {} connections already; end some of them", self.of_each);
         }
         *count += 1;
         let task = self.connections.spawn(Connection::new(stream, peer, services).run().in_current_span());

@@ -25,6 +25,7 @@ use crate::{
         ValidateJwtsvidResponse, X509BundlesRequest, X509BundlesResponse, X509svid, X509svidRequest, X509svidResponse,
         spiffe_workload_api_server::SpiffeWorkloadApi,
     },
+    publish::consumers::{Consumers, Seat, version_of_roots, version_of_svid},
     spiffe::X509Context,
     status::Identity,
     time::Clock,
@@ -47,18 +48,32 @@ const SECURITY_HEADER: &str = "workload.spiffe.io";
 #[derive(Debug, Clone)]
 pub(super) struct WorkloadApi {
     identity: watch::Receiver<Identity>,
+    consumers: Consumers,
     clock: Clock,
 }
 
+/// A call that is answered by a stream.
+struct Call<M> {
+    /// The name of the method.
+    name: &'static str,
+    message: fn(&X509Context) -> M,
+    version: fn(&X509Context) -> Arc<str>,
+    /// Whether two contexts make the same message.
+    same: fn(&X509Context, &X509Context) -> bool,
+}
+
 impl WorkloadApi {
-    /// Serves what `identity` says.
-    pub(super) fn new(identity: watch::Receiver<Identity>, clock: Clock) -> Self {
-        Self { identity, clock }
+    /// Serves what `identity` says, and tells `consumers` who takes it.
+    pub(super) fn new(identity: watch::Receiver<Identity>, consumers: Consumers, clock: Clock) -> Self {
+        Self { identity, consumers, clock }
     }
 
-    fn stream<M>(&self, message: fn(&X509Context) -> M, same: fn(&X509Context, &X509Context) -> bool) -> Updates<M> {
+    fn stream<T, M>(&self, request: &Request<T>, call: Call<M>) -> Result<Response<Updates<M>>, Status> {
+        let mut seat = self.consumers.seat("workload_api");
+        demand_security_header(request).inspect_err(|status| seat.turned_away(status))?;
+        seat.wants(&[call.name]);
         let identity = WatchStream::new(self.identity.clone());
-        Updates { identity, clock: self.clock, message, same, sent: None, ended: false }
+        Ok(Response::new(Updates { identity, clock: self.clock, call, seat, sent: None, ended: false }))
     }
 }
 
@@ -72,17 +87,26 @@ impl SpiffeWorkloadApi for WorkloadApi {
         &self,
         request: Request<X509svidRequest>,
     ) -> Result<Response<Self::FetchX509SVIDStream>, Status> {
-        demand_security_header(&request)?;
-        let same = |a: &X509Context, b: &X509Context| a.svid.chain() == b.svid.chain() && a.bundle == b.bundle;
-        Ok(Response::new(self.stream(svids, same)))
+        let call = Call {
+            name: "FetchX509SVID",
+            message: svids,
+            version: |context| version_of_svid(&context.svid),
+            same: |a, b| a.svid.chain() == b.svid.chain() && a.bundle == b.bundle,
+        };
+        self.stream(&request, call)
     }
 
     async fn fetch_x509_bundles(
         &self,
         request: Request<X509BundlesRequest>,
     ) -> Result<Response<Self::FetchX509BundlesStream>, Status> {
-        demand_security_header(&request)?;
-        Ok(Response::new(self.stream(bundles, |a, b| a.bundle == b.bundle)))
+        let call = Call {
+            name: "FetchX509Bundles",
+            message: bundles,
+            version: |context| version_of_roots(&context.bundle),
+            same: |a, b| a.bundle == b.bundle,
+        };
+        self.stream(&request, call)
     }
 
     async fn fetch_jwtsvid(&self, request: Request<JwtsvidRequest>) -> Result<Response<JwtsvidResponse>, Status> {
@@ -147,9 +171,8 @@ fn der<'a>(certificates: impl Iterator<Item = CertificateDer<'a>>) -> Vec<u8> {
 pub(super) struct Updates<M> {
     identity: WatchStream<Identity>,
     clock: Clock,
-    message: fn(&X509Context) -> M,
-    /// Whether two contexts make the same message.
-    same: fn(&X509Context, &X509Context) -> bool,
+    call: Call<M>,
+    seat: Seat,
     sent: Option<Arc<X509Context>>,
     ended: bool,
 }
@@ -166,11 +189,13 @@ impl<M> Stream for Updates<M> {
             let Some(identity) = ready!(Pin::new(&mut this.identity).poll_next(cx)) else {
                 break Status::unavailable("the agent is stopping; call again");
             };
-            let news = |context: &&Arc<X509Context>| !this.sent.as_ref().is_some_and(|sent| (this.same)(sent, context));
+            let news =
+                |context: &&Arc<X509Context>| !this.sent.as_ref().is_some_and(|sent| (this.call.same)(sent, context));
             match identity.valid(this.clock.now()) {
                 Some(context) if news(&context) => {
                     this.sent = Some(Arc::clone(context));
-                    return Poll::Ready(Some(Ok((this.message)(context))));
+                    this.seat.given(this.call.name, &(this.call.version)(context));
+                    return Poll::Ready(Some(Ok((this.call.message)(context))));
                 }
                 None if this.sent.is_none() && identity.credentials_dead => break no_identity(&identity),
                 _ => {}

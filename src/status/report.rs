@@ -182,9 +182,9 @@ words! {
 /// One thing that a program takes from the socket.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ConsumerReport {
-    /// `sds`.
+    /// `sds` or `workload_api`.
     pub protocol: String,
-    /// What it takes, say `default` or `ROOTCA`.
+    /// What it takes: a secret (`default`, `ROOTCA`), or the call that it holds (`FetchX509SVID`, `FetchX509Bundles`).
     pub resource: String,
     /// `waiting`, `current`, `behind` or `refused`.
     pub state: ConsumerState,

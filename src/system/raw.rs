@@ -13,6 +13,20 @@ use std::{
 /// More supplementary groups than this the kernel gives nobody (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 
+/// Asks the allocator to hold no memory that is not used (mallopt(3)); glibc alone knows how. Left to itself, it takes a
+/// buffer from where a larger one has been, so that every page of it stays dirty, and `h2` has one of 16 KiB for each
+/// connection of which it needs the first lines. To be called before there is another thread.
+pub(super) fn spare_memory() {
+    /// Bytes; what is as large comes from the kernel and goes back there.
+    #[cfg(target_env = "gnu")]
+    const LARGE: libc::c_int = 16 << 10;
+    #[cfg(target_env = "gnu")]
+    for (option, value) in [(libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, LARGE), (libc::M_TOP_PAD, 0)] {
+        // SAFETY: it takes two numbers and no pointer; what it does not like it refuses, and all stays as it was.
+        unsafe { libc::mallopt(option, value) };
+    }
+}
+
 /// Takes over the descriptors that a service manager left open for this process (sd_listen_fds(3)), with their names.
 /// Only the first call gives any: nobody owns a descriptor twice. To be called before anything else opens one, for a
 /// manager that counts wrongly would give away what is somebody's already.

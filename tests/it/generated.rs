@@ -4,8 +4,8 @@
 use prost_build::{Config, Service, ServiceGenerator};
 use std::{error::Error, fs, path::Path};
 
-/// Of these services the agent is the server.
-const SERVED: [&str; 2] = ["SecretDiscoveryService", "SpiffeWorkloadAPI"];
+/// Of this service the agent is the server.
+const SERVED: &str = "SpiffeWorkloadAPI";
 
 /// A stub for the end of the wire that we are.
 struct Stubs {
@@ -17,7 +17,7 @@ struct Stubs {
 
 impl ServiceGenerator for Stubs {
     fn generate(&mut self, service: Service, code: &mut String) {
-        let served = self.serves_all || SERVED.contains(&service.proto_name.as_str());
+        let served = self.serves_all || service.proto_name == SERVED;
         if served { &mut self.server } else { &mut self.client }.generate(service, code);
     }
 

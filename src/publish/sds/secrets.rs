@@ -5,12 +5,12 @@ use crate::{
         CertificateValidationContext, DataSource, Secret as Message, TlsCertificate, data_source::Specifier,
         secret::Type,
     },
+    publish::consumers::{version_of_roots, version_of_svid},
     spiffe::X509Context,
 };
 use bytes::Bytes;
 use prost::Message as _;
 use std::{
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::{Arc, Weak},
     time::SystemTime,
 };
@@ -58,7 +58,7 @@ impl Name {
 /// One secret, ready to be sent.
 pub(in crate::publish) struct Secret {
     pub(super) name: Name,
-    /// Of a certificate its serial number, which makes Envoy's `version_text` readable; of roots a hash of their set.
+    /// See [`version_of_svid`] and [`version_of_roots`].
     pub(super) version: Arc<str>,
     /// The `google.protobuf.Any`; shared by all who are sent it, and wiped when the last lets go.
     pub(super) any: Bytes,
@@ -87,18 +87,16 @@ impl Secrets {
         let roots = Type::ValidationContext(CertificateValidationContext {
             trusted_ca: inline(context.bundle.pem().into_bytes()),
         });
-        let mut hash = DefaultHasher::new();
-        context.bundle.roots().for_each(|root| root.as_ref().hash(&mut hash));
         let secrets = [
             Secret {
                 name: Name::Default,
-                version: svid.serial().into(),
+                version: version_of_svid(svid),
                 any: encode(Name::Default, certificate),
                 not_after: Some(svid.not_after()),
             },
             Secret {
                 name: Name::RootCa,
-                version: format!("{:016x}", hash.finish()).into(),
+                version: version_of_roots(&context.bundle),
                 any: encode(Name::RootCa, roots),
                 not_after: None,
             },

@@ -10,15 +10,16 @@ use crate::proto::{
     },
     google::rpc,
 };
+use prost::Message;
 use tonic::Status;
 
 /// Nobody needs more names in one request, for there are two.
 const MAX_NAMES: usize = 16;
 
 /// A request of either form.
-pub(in crate::publish) trait Request {
+pub(in crate::publish) trait Request: Message + Default + 'static {
     /// Of the same form.
-    type Response;
+    type Response: Message;
 
     /// Reads it; what is not served is refused with the reason.
     fn read(self) -> Result<Ask, Status>;

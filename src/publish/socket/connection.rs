@@ -1,15 +1,12 @@
 //! One connection: HTTP/2, on which both services answer.
 
 use crate::{
-    proto::{
-        envoy::service::secret::v3::secret_discovery_service_server::{self as sds, SecretDiscoveryServiceServer},
-        spiffe_workload_api_server::{self as workload_api, SpiffeWorkloadApiServer},
-    },
+    proto::spiffe_workload_api_server::{self as workload_api, SpiffeWorkloadApiServer},
     publish::{
         authority::Adapter,
         consumers::Consumers,
         policy::Policy,
-        sds::{Sds, Secrets},
+        sds::{self, Sds, Secrets},
         workload_api::WorkloadApi,
     },
     status::Identity,
@@ -34,8 +31,6 @@ use tracing::debug;
 
 /// Streams at a time on one connection. Envoy has one for each secret that it is configured with.
 const MAX_STREAMS: u32 = 16;
-/// Envoy's first message is some 60 kB, for it lists its extensions.
-const MAX_MESSAGE: usize = 1 << 20;
 /// Of all headers of a request, decoded.
 const MAX_HEADERS: u32 = 16 << 10;
 /// What a peer may send before we have read it, on a stream and in all.
@@ -67,7 +62,7 @@ pub(super) struct Connection {
 
 /// What a peer that is let in may ask.
 struct Offered {
-    sds: SecretDiscoveryServiceServer<Sds>,
+    sds: Sds,
     workload_api: SpiffeWorkloadApiServer<WorkloadApi>,
 }
 
@@ -80,11 +75,10 @@ enum Answer {
 impl Connection {
     pub(super) fn new(stream: UnixStream, peer: Peer, services: &Services) -> Self {
         let Services { policy, secrets, identity, consumers, clock } = services.clone();
-        let sds = Sds { secrets, consumers: consumers.of(peer.uid, peer.pid), clock };
+        let consumers = consumers.of(peer.uid, peer.pid);
         let offered = Offered {
-            sds: SecretDiscoveryServiceServer::new(sds).max_decoding_message_size(MAX_MESSAGE),
-            workload_api: SpiffeWorkloadApiServer::new(WorkloadApi::new(identity, clock))
-                .max_decoding_message_size(MAX_MESSAGE),
+            workload_api: SpiffeWorkloadApiServer::new(WorkloadApi::new(identity, consumers.clone(), clock)),
+            sds: Sds { secrets, consumers, clock },
         };
         Self { stream, peer, policy, offered }
     }
@@ -131,29 +125,30 @@ async fn answer(stream: UnixStream, answer: Answer) {
 impl Answer {
     /// The response to a request, by the service in its path.
     fn to(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
-        enum Called<A, B> {
-            Sds(A),
-            WorkloadApi(B),
-            Neither(Status),
+        enum Called<A> {
+            WorkloadApi(A),
+            Answered(Response<Body>),
         }
         let service = request.uri().path().split('/').nth(1).unwrap_or_default();
         let called = match self {
-            Self::Refused(status) => Called::Neither(status.clone()),
-            Self::Offered(offered) if service == sds::SERVICE_NAME => Called::Sds(offered.sds.clone().call(request)),
+            Self::Refused(status) => Called::Answered(status.clone().into_http()),
+            Self::Offered(offered) if service == sds::SERVICE => Called::Answered(offered.sds.answer(request)),
             Self::Offered(offered) if service == workload_api::SERVICE_NAME => {
                 Called::WorkloadApi(offered.workload_api.clone().call(request))
             }
-            Self::Offered(_) => Called::Neither(Status::unimplemented(format!(
-                "{service:.64}: here are {} and {}",
-                sds::SERVICE_NAME,
-                workload_api::SERVICE_NAME
-            ))),
+            Self::Offered(_) => Called::Answered(
+                Status::unimplemented(format!(
+                    "{service:.64}: here are {} and {}",
+                    sds::SERVICE,
+                    workload_api::SERVICE_NAME
+                ))
+                .into_http(),
+            ),
         };
         async {
             match called {
-                Called::Sds(response) => response.await,
                 Called::WorkloadApi(response) => response.await,
-                Called::Neither(status) => Ok(status.into_http()),
+                Called::Answered(response) => Ok(response),
             }
         }
     }

@@ -29,6 +29,9 @@ enum PlaceError {
     /// The system knows no such group, or not yet.
     #[error("there is no group {0} on this host; create it, or change socket.group")]
     NoGroup(String),
+    /// A living program has the path; it would lose its consumers.
+    #[error("another program listens on {}; stop it, or take the path out of socket.also", .0.display())]
+    Served(PathBuf),
 }
 
 impl PlaceError {
@@ -36,6 +39,7 @@ impl PlaceError {
         match self {
             Self::Dir(error) => error.kind(),
             Self::NoGroup(_) => "no_group",
+            Self::Served(_) => "served_by_another",
         }
     }
 }
@@ -45,6 +49,9 @@ impl PlaceError {
 pub struct Place {
     root: Root,
     dir: PathBuf,
+    name: String,
+    /// Whether the directory is the workload's, so that nobody else has a socket in it.
+    own: bool,
     group: Option<Account>,
     inherited: Option<UnixListener>,
 }
@@ -52,19 +59,27 @@ pub struct Place {
 impl Place {
     /// `agent.sock` in `dir`, below `root`, for a group; none stands for the group that we run as.
     pub fn new(root: &Root, dir: impl Into<PathBuf>, group: Option<Account>) -> Self {
-        Self { root: root.clone(), dir: dir.into(), group, inherited: None }
+        Self { root: root.clone(), dir: dir.into(), name: NAME.to_owned(), own: true, group, inherited: None }
+    }
+
+    /// The same at `path`, beside others: say where Istio's own agent has its socket. While another program listens
+    /// there, it is left alone. None when that is no path of a file.
+    pub fn also(root: &Root, path: &Path, group: Option<Account>) -> Option<Self> {
+        let (dir, name) = (path.parent()?.to_owned(), path.file_name()?.to_str()?.to_owned());
+        Some(Self { root: root.clone(), dir, name, own: false, group, inherited: None })
     }
 
     /// Serves a listener of the service manager instead of a new one: of a socket unit, whose name for it is
-    /// `workload`, else the one that a process before us has asked it to keep. To be called within the runtime.
+    /// `workload` (its own place alone), else the one that a process before us has asked it to keep. To be called within the runtime.
     #[must_use]
     pub fn inherit(self, workload: &str, listeners: &Listeners) -> Self {
-        let inherited = listeners.take(workload).or_else(|| listeners.take_kept(&self.path()));
+        let passed = if self.own { listeners.take(workload) } else { None };
+        let inherited = passed.or_else(|| listeners.take_kept(&self.path()));
         Self { inherited, ..self }
     }
 
-    fn path(&self) -> PathBuf {
-        self.root.path(&self.dir).join(NAME)
+    pub(super) fn path(&self) -> PathBuf {
+        self.root.path(&self.dir).join(&self.name)
     }
 
     fn listen(&self) -> Result<UnixListener, PlaceError> {
@@ -76,11 +91,14 @@ impl Place {
                 Some(found.ok_or_else(|| PlaceError::NoGroup(name.clone()))?.gid.as_raw())
             }
         };
-        let dir = Dir::passable(&self.root, Path::new(&self.dir))?;
-        let listener = dir.listen(NAME, group)?;
+        let dir = if self.own { Dir::passable(&self.root, &self.dir)? } else { Dir::shared(&self.root, &self.dir)? };
+        if !self.own && dir.is_served(&self.name) {
+            return Err(PlaceError::Served(self.path()));
+        }
+        let listener = dir.listen(&self.name, group)?;
         let failed = |error: io::Error| DirError::Io {
             doing: "listen on",
-            path: dir.path().join(NAME),
+            path: dir.path().join(&self.name),
             errno: error.raw_os_error().map_or(nix::errno::Errno::EIO, nix::errno::Errno::from_raw),
         };
         listener.set_nonblocking(true).map_err(failed)?;

@@ -16,19 +16,29 @@ use crate::{
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
-use std::{os::unix::fs::PermissionsExt as _, path::PathBuf, time::SystemTime};
-use tokio::{sync::mpsc, time::timeout};
+use std::{
+    fs::{self, Permissions},
+    os::unix::{
+        fs::{PermissionsExt as _, symlink},
+        net::{UnixListener as StdListener, UnixStream as StdStream},
+    },
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+use tokio::{io::AsyncReadExt as _, sync::mpsc, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming, client::Grpc};
 use tonic_prost::ProstCodec;
 
+const ISTIO: &str = "/var/run/secrets/workload-spiffe-uds/socket";
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
 const SOON: Duration = Duration::from_secs(20);
 const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService";
 
 /// A served socket.
 struct Host {
-    dir: tempfile::TempDir,
+    socket: PathBuf,
+    _dir: tempfile::TempDir,
     identity: watch::Sender<Identity>,
     fact: watch::Receiver<Publication>,
     consumers: watch::Receiver<status::Consumers>,
@@ -37,19 +47,28 @@ struct Host {
 
 impl Host {
     fn serve() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::serve_at(tempfile::tempdir().unwrap(), |root| Place::new(root, "/run/we-agent/payments", None))
+    }
+
+    /// Where Istio's own agent has its socket.
+    fn serve_for_istio(dir: tempfile::TempDir) -> Self {
+        Self::serve_at(dir, |root| Place::also(root, Path::new(ISTIO), None).unwrap())
+    }
+
+    fn serve_at(dir: tempfile::TempDir, place: impl FnOnce(&Root) -> Place) -> Self {
         let (root, stop) = (Root::new(dir.path()), CancellationToken::new());
         let (identity, identities) = watch::channel(Identity::default());
         let (told, fact) = watch::channel(Publication::default());
         let (seen, consumers) = watch::channel(status::Consumers::default());
-        let place = Place::new(&root, "/run/we-agent/payments", None);
+        let place = place(&root);
         let policy = Policy::new("payments", Vec::new(), Units::new(&root));
+        let socket = place.path();
         tokio::spawn(serve(place, policy, identities, told, seen, Clock::Wall, stop.clone()));
-        Self { dir, identity, fact, consumers, stop }
+        Self { socket, _dir: dir, identity, fact, consumers, stop }
     }
 
     fn socket(&self) -> PathBuf {
-        self.dir.path().join("run/we-agent/payments/agent.sock")
+        self.socket.clone()
     }
 
     fn issue(&self) -> Arc<X509Context> {
@@ -213,6 +232,7 @@ async fn what_is_not_served_is_refused_with_the_reason() {
     for (request, code) in [
         (first("other"), Code::NotFound),
         (first("file-cert:/a~/b"), Code::Unimplemented),
+        (first("file-root:system"), Code::Unimplemented),
         (SecretRequest { type_url: "type.googleapis.com/x".to_owned(), ..first("default") }, Code::InvalidArgument),
         (SecretRequest { resource_names: vec!["default".to_owned(); 17], ..first("") }, Code::InvalidArgument),
         (SecretRequest { version_info: "x".repeat(1 << 20), ..first("default") }, Code::OutOfRange),
@@ -265,4 +285,82 @@ async fn the_socket_is_for_a_group_and_its_directory_is_passed_not_listed() {
     std::fs::remove_file(other.socket()).unwrap();
     timeout(SOON, host.fact.wait_for(|fact| fact.trouble.is_none())).await.unwrap().unwrap();
     drop(other.connect().await);
+}
+
+/// A host whose `/var/run` is a link, as on every distribution of today.
+fn with_run() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("var")).unwrap();
+    fs::create_dir_all(dir.path().join("run")).unwrap();
+    symlink("../run", dir.path().join("var/run")).unwrap();
+    dir
+}
+
+#[tokio::test]
+async fn the_path_of_istio_is_served_and_the_mode_of_its_directory_is_kept() {
+    let dir = with_run();
+    let secrets = dir.path().join("run/secrets/workload-spiffe-uds");
+    fs::create_dir_all(&secrets).unwrap();
+    fs::set_permissions(&secrets, Permissions::from_mode(0o750)).unwrap();
+    // A socket whose owner has gone is replaced.
+    drop(StdListener::bind(secrets.join("socket")).unwrap());
+
+    let host = Host::serve_for_istio(dir);
+    let context = host.issue();
+    let mut grpc = host.connect().await;
+    let mut talk = Talk::<_, SecretResponse>::open(&mut grpc, "StreamSecrets", first("default")).await.unwrap();
+    assert_eq!(talk.answer().await.unwrap().version_info, context.svid.serial());
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&secrets), mode(&secrets.join("socket"))), (0o750, 0o660));
+}
+
+#[tokio::test]
+async fn a_path_that_another_serves_or_could_redirect_is_not_taken() {
+    let dir = with_run();
+    let secrets = dir.path().join("run/secrets/workload-spiffe-uds");
+    fs::create_dir_all(&secrets).unwrap();
+    let other = StdListener::bind(secrets.join("socket")).unwrap();
+    let mut host = Host::serve_for_istio(dir);
+    let told = |fact: &Publication, kind| fact.trouble.as_ref().is_some_and(|trouble| trouble.kind == kind);
+    let seen =
+        timeout(SOON, host.fact.wait_for(|fact| told(fact, "served_by_another"))).await.unwrap().unwrap().clone();
+    assert!(seen.trouble.unwrap().cause.contains("another program listens on"));
+    other.set_nonblocking(true).unwrap();
+    assert!(other.accept().is_ok(), "it was asked");
+    StdStream::connect(host.socket()).unwrap();
+    assert!(other.accept().is_ok(), "it is reached as before");
+
+    drop(other);
+    fs::set_permissions(&secrets, Permissions::from_mode(0o777)).unwrap();
+    timeout(SOON, host.fact.wait_for(|fact| told(fact, "unsafe_path"))).await.unwrap().unwrap();
+    fs::set_permissions(&secrets, Permissions::from_mode(0o755)).unwrap();
+    timeout(SOON, host.fact.wait_for(|fact| fact.trouble.is_none())).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_user_has_so_many_connections_and_no_more_until_one_has_ended() {
+    let root = Root::new("/nowhere");
+    let (identities, secrets) = (watch::channel(Identity::default()).1, watch::channel(Secrets::default()).1);
+    let services = Services {
+        policy: Arc::new(Policy::new("payments", Vec::new(), Units::new(&root))),
+        secrets,
+        identity: identities,
+        consumers: Consumers::new(watch::channel(status::Consumers::default()).0),
+        clock: Clock::Wall,
+    };
+    let mut crowd = Crowd::new(2);
+    let mut come = || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        crowd.admit(ours, &services);
+        (theirs, crowd.connections.len())
+    };
+    let ((first, one), (_second, two), (mut third, still)) = (come(), come(), come());
+    assert_eq!((one, two, still), (1, 2, 2));
+    let end = timeout(SOON, third.read_u8()).await.unwrap();
+    assert!(end.is_err(), "it is closed");
+    drop(first);
+    timeout(SOON, crowd.left()).await.unwrap();
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    crowd.admit(ours, &services);
+    assert_eq!(crowd.connections.len(), 2);
 }

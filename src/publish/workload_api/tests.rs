@@ -5,7 +5,7 @@ use crate::{
     proto::spiffe_workload_api_server::SpiffeWorkloadApiServer,
     publish::authority::Adapter,
     spiffe::{KeyKind, PrivateKey},
-    status::Trouble,
+    status::{self, Trouble},
 };
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use spiffe::BundleSource as _;
@@ -34,17 +34,19 @@ const SOON: Duration = Duration::from_secs(30);
 struct Story {
     fact: watch::Sender<Identity>,
     mesh: Authority,
+    consumers: watch::Sender<status::Consumers>,
     clock: Clock,
 }
 
 impl Story {
     fn new() -> Self {
         let mesh = Authority::root("root").intermediate("intermediate");
-        Self { fact: watch::Sender::new(Identity::default()), mesh, clock: Clock::simulated(SystemTime::now()) }
+        let (fact, consumers) = (watch::Sender::new(Identity::default()), watch::Sender::new(Default::default()));
+        Self { fact, mesh, consumers, clock: Clock::simulated(SystemTime::now()) }
     }
 
     fn api(&self) -> WorkloadApi {
-        WorkloadApi::new(self.fact.subscribe(), self.clock)
+        WorkloadApi::new(self.fact.subscribe(), Consumers::new(self.consumers.clone()).of(1000, Some(4711)), self.clock)
     }
 
     /// A certificate for an hour, with the roots of `others`, too.
@@ -139,6 +141,39 @@ async fn bundles_are_sent_when_they_change() {
     let bundle = next(&mut stream).await.unwrap().bundles.remove("spiffe://cluster.local").unwrap();
     assert_eq!(bundle, der(second.bundle.roots()));
     assert_eq!(second.bundle.roots().count(), 2);
+}
+
+#[tokio::test]
+async fn who_takes_what_is_kept_until_the_stream_ends() {
+    let story = Story::new();
+    let api = story.api();
+    let seen = || {
+        let all = story.consumers.borrow();
+        all.iter().map(|((_, takes), c)| (*takes, c.sent.clone(), c.accepted.clone())).collect::<Vec<_>>()
+    };
+    let bare = api.fetch_x509svid(Request::new(X509svidRequest {})).await;
+    assert_eq!(bare.err().map(|status| status.code()), Some(Code::InvalidArgument));
+    assert_eq!(seen(), [], "who is turned away takes nothing");
+
+    let mut svids = svid_stream(&api).await;
+    let mut roots = api.fetch_x509_bundles(request(X509BundlesRequest {})).await.unwrap().into_inner();
+    assert_eq!(seen(), [("FetchX509SVID", None, None), ("FetchX509Bundles", None, None)]);
+    let first = story.rotate();
+    svids.next().await.unwrap().unwrap();
+    roots.next().await.unwrap().unwrap();
+    let serial: Arc<str> = first.svid.serial().into();
+    let all = seen();
+    assert_eq!(all[0], ("FetchX509SVID", Some(serial.clone()), Some(serial.clone())));
+    assert!(all[1].1.is_some() && all[1].1 != Some(serial), "{all:?}");
+    let who = story.consumers.borrow().values().map(|c| (c.protocol, c.uid, c.pid)).collect::<Vec<_>>();
+    assert_eq!(who, [("workload_api", 1000, Some(4711)); 2]);
+
+    let next = story.rotate();
+    svids.next().await.unwrap().unwrap();
+    assert_eq!(seen()[0].1.as_deref(), Some(next.svid.serial()));
+    assert_eq!(seen()[1], all[1], "the roots are the same");
+    drop((svids, roots));
+    assert_eq!(seen(), []);
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,10 +4,16 @@ use super::{Dir, DirError, Root, io, walk};
 use nix::{
     errno::Errno,
     fcntl::AtFlags,
-    sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat},
+    sys::{
+        socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
+        stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat},
+    },
     unistd::{Gid, fchownat},
 };
-use std::{os::unix::net::UnixListener, path::Path};
+use std::{
+    os::{fd::AsRawFd as _, unix::net::UnixListener},
+    path::Path,
+};
 
 /// To go through a directory without listing it, for group and others.
 const PASS: u32 = 0o011;
@@ -27,6 +33,25 @@ impl Dir {
             fchmod(&dir.fd, Mode::from_bits_truncate(mode | PASS)).map_err(failed)?;
         }
         Ok(dir)
+    }
+
+    /// Opens a directory for a socket that it shares with others, and leaves it as it is; where there is none, makes it,
+    /// and lets everybody pass through it.
+    ///
+    /// # Errors
+    /// As [`Dir::create`].
+    pub fn shared(root: &Root, path: &Path) -> Result<Self, DirError> {
+        if walk::walk(root, path, false).is_ok() { walk::walk(root, path, true) } else { Self::passable(root, path) }
+    }
+
+    /// Whether a program listens on `name`: a socket whose owner is gone refuses.
+    pub fn is_served(&self, name: &str) -> bool {
+        let path = self.path.join(name);
+        let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+        let asked = socket(AddressFamily::Unix, SockType::Stream, flags, None)
+            .and_then(|fd| connect(fd.as_raw_fd(), &UnixAddr::new(&path)?));
+        // A queue that is full (EAGAIN), or one for somebody else (EACCES), has an owner as well.
+        !matches!(asked, Err(Errno::ECONNREFUSED | Errno::ENOENT | Errno::ENOTSOCK | Errno::ENAMETOOLONG))
     }
 
     /// Listens on `name`, for the user that we run as and a group (0660; the group that we run as unless another is
