@@ -106,7 +106,7 @@ impl Agent {
 /// A workload's place: it runs, or waits until its bundle is mended.
 #[derive(Debug)]
 enum Slot {
-    Running { unit: Unit, token: TokenLook, key: Option<Key> },
+    Running { unit: Box<Unit>, token: TokenLook, key: Option<Key> },
     Broken { files: FileWatch, mistakes: Vec<String> },
 }
 
@@ -277,7 +277,7 @@ impl Floor {
         let mut token = TokenLook::new(&workload.token);
         token.look(name, &self.root);
         let unit = Unit::start(workload, settings, &self.root, &self.listeners, stop, leaving);
-        Slot::Running { unit, token, key }
+        Slot::Running { unit: Box::new(unit), token, key }
     }
 
     fn read(&self, name: &str, dir: &BundleDir) -> Result<Workload, Vec<String>> {
