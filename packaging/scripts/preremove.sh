@@ -1,0 +1,12 @@
+#!/bin/sh
+# Debian says remove or upgrade, rpm how many versions will be left. An upgrade stops nothing.
+set -e
+case $1 in
+remove | 0)
+    if [ -d /run/systemd/system ]; then
+        systemctl stop 'we-agent*.path' 'we-agent*.socket' 'we-agent*.service'
+    fi
+    # Also without a running systemd, as in the making of an image. Of a template, all its instances.
+    systemctl --no-reload --quiet disable we-agent.service we-agent-socket@.socket we-agent-reload@.path
+    ;;
+esac
