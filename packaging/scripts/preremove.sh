@@ -6,7 +6,8 @@ remove | 0)
     if [ -d /run/systemd/system ]; then
         systemctl stop 'we-agent*.path' 'we-agent*.socket' 'we-agent*.service'
     fi
-    # Also without a running systemd, as in the making of an image. Of a template, all its instances.
-    systemctl --no-reload --quiet disable we-agent.service we-agent-socket@.socket we-agent-reload@.path
+    # Also without a running systemd, as in the making of an image; of a template, all its instances.
+    cd /usr/lib/systemd/system
+    systemctl --no-reload --quiet disable we-agent*
     ;;
 esac
