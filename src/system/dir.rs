@@ -54,7 +54,11 @@ pub enum DirError {
     #[error("{} is a link, or has a second name (ln), so it is left alone: put the file or directory itself there", .0.display())]
     NotPlain(PathBuf),
     /// Only members of a group may give a file to it.
-    #[error("cannot give {} to group {gid}: make the user that we-agent runs as a member of that group", .path.display())]
+    #[error(
+        "cannot give {} to group {gid}: make the user that we-agent runs as a member of that group; under systemd, add \
+         SupplementaryGroups={gid} and SystemCallFilter=@chown with systemctl edit we-agent",
+        .path.display()
+    )]
     Group {
         /// The file or directory.
         path: PathBuf,
