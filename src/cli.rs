@@ -1,17 +1,19 @@
 //! The words of the command line, and what each exit status means.
 
 mod status;
+mod wait;
 
 use crate::{
     admin::AdminError,
     agent::Agent,
+    bundle,
     config::{Config, ConfigError},
     system::{self, Commands, Listeners, Root},
     telemetry::{self, LogFilter, LogFormat},
 };
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use std::{io::Write, os::fd::AsFd, path::PathBuf, process::ExitCode};
+use std::{io::Write, os::fd::AsFd, path::PathBuf, process::ExitCode, time::Duration};
 
 /// Brings this machine into an Istio mesh, and keeps it there.
 ///
@@ -32,6 +34,7 @@ Exit status:
   64  the command line is wrong
   69  the daemon cannot be reached, or another one runs already
   70  a bug in we-agent
+  75  not ready in time
   78  the configuration is wrong; every mistake is told with its place";
 
 /// A subcommand.
@@ -41,6 +44,17 @@ pub enum Command {
     Run(RunArgs),
     /// Show what the daemon knows of every workload
     Status(StatusArgs),
+    /// Return when the workloads are ready
+    ///
+    /// A workload is ready when it holds a valid certificate and is registered. we-agent-online.service runs this, so that
+    /// other units can order themselves after it.
+    Wait(WaitArgs),
+    /// Let the daemon's group read the bundles, and nobody else
+    ///
+    /// Gives the files of each bundle in /etc/we-agent to the user that runs this and the group (mode 0640, directories
+    /// 0750). The units run it as root: at each start of we-agent.service, and when a bundle has come that the daemon may not
+    /// read, or that others may. It follows no link.
+    Permit(PermitArgs),
     /// Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook
     Exec,
 }
@@ -73,6 +87,29 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Options of `wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    /// Give up after this time, for example 90s or 5min; the default is never
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// The workloads to wait for; the default is all
+    #[arg(value_name = "WORKLOAD")]
+    workloads: Vec<String>,
+}
+
+/// Options of `permit`.
+#[derive(Debug, Args)]
+pub struct PermitArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    /// The group that the daemon runs as, by name or number
+    #[arg(long, value_name = "GROUP", default_value = "we-agent")]
+    group: String,
 }
 
 #[derive(Debug, Args)]
@@ -115,29 +152,33 @@ fn exit_status(error: &anyhow::Error) -> u8 {
         78
     } else if error.is::<status::Unreachable>() || matches!(error.downcast_ref(), Some(AdminError::AnotherAgent(_))) {
         69
+    } else if error.is::<wait::NotReady>() {
+        75
     } else {
         1
     }
 }
 
-/// One thread is enough: nothing here computes for long.
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
-    // Before the runtime opens descriptors of its own.
-    let listeners = match &cli.command {
-        Command::Run(_) => Listeners::from_service_manager().context(
-            "the sockets of the service manager (LISTEN_FDS) cannot be taken over; unset LISTEN_PID to start without",
-        )?,
-        Command::Status(_) | Command::Exec => Listeners::default(),
-    };
-    system::spare_memory();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async {
-        match cli.command {
-            Command::Run(args) => run(args, listeners).await,
-            Command::Status(args) => show(args).await,
-            Command::Exec => Ok(system::serve_command(std::io::stdin().as_fd()).await?),
+    match cli.command {
+        Command::Run(args) => {
+            // Before the runtime opens descriptors of its own.
+            let listeners = Listeners::from_service_manager().context(
+                "the sockets of the service manager (LISTEN_FDS) cannot be taken over; unset LISTEN_PID to start without",
+            )?;
+            system::spare_memory();
+            wait_for(run(args, listeners))
         }
-    })
+        Command::Status(args) => wait_for(show(args)),
+        Command::Exec => wait_for(async { Ok(system::serve_command(std::io::stdin().as_fd()).await?) }),
+        Command::Wait(args) => wait_for(wait(args)),
+        Command::Permit(args) => permit(&args),
+    }
+}
+
+/// One thread is enough: nothing here computes for long.
+fn wait_for(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(task)
 }
 
 async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
@@ -147,7 +188,12 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     let stop = system::shutdown()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
     let commands = args.exec_socket.map_or(Commands::Direct, Commands::Runner);
-    let agent = Agent::bind(&root, config).await?.with_listeners(listeners).with_commands(commands);
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let agent = Agent::bind(&root, config)
+        .await?
+        .with_listeners(listeners)
+        .with_commands(commands)
+        .with_credentials(credentials);
     if let Some(address) = agent.admin_address() {
         tracing::info!("readiness and metrics are on http://{address}");
     }
@@ -158,7 +204,26 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
 
 async fn show(args: StatusArgs) -> anyhow::Result<()> {
     let report = status::fetch(&args.host.root()).await?;
-    let text = if args.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { status::text(&report) };
+    print(&if args.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { status::text(&report) })
+}
+
+async fn wait(args: WaitArgs) -> anyhow::Result<()> {
+    print(&format!("{}\n", wait::wait(&args.host.root(), &args.workloads, args.timeout).await?))
+}
+
+/// What is left alone is told, and is no failure: the other workloads shall start.
+fn permit(args: &PermitArgs) -> anyhow::Result<()> {
+    let root = args.host.root();
+    // Mistakes in the configuration are told by the daemon, which then does not run.
+    let config = Config::load(&root, None).unwrap_or_default();
+    let removable = |name: &str| config.workload(name).identity.remove_token;
+    for reason in bundle::permit(&root, system::group_number(&args.group)?, removable)? {
+        let _ = writeln!(std::io::stderr(), "we-agent: {reason}");
+    }
+    Ok(())
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
     match anstream::stdout().lock().write_all(text.as_bytes()) {
         // `we-agent status | head` is no failure.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),

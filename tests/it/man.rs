@@ -1,7 +1,9 @@
-//! The manual page is made from the command line's own words and committed, so that packages need no generator; this
-//! test keeps it fresh. After a change of `src/cli.rs`: `WE_AGENT_REGENERATE=1 cargo test --test it man`.
+//! The manual page and the shells' completions are made from the command line's own words and committed, so that packages
+//! need no generator; these tests keep them fresh. After a change of `src/cli.rs`:
+//! `WE_AGENT_REGENERATE=1 cargo test --test it man`.
 
 use clap::{Command, CommandFactory};
+use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 use std::{error::Error, fs, path::Path};
 
@@ -11,7 +13,7 @@ const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
 const FILES: &str = r#".SH FILES
 .TP
 /etc/we\-agent/\fIworkload\fR/
-The bundle: cluster.env, mesh.yaml, root\-cert.pem, istio\-token and hosts, as "istioctl x workload entry configure" wrote them.
+The bundle: cluster.env, mesh.yaml, root\-cert.pem, istio\-token and hosts, as "istioctl x workload entry configure" wrote them. A missing file is taken from the credential \fIworkload\fR_\fIfile\fR of the service, if there is one.
 .TP
 /etc/we\-agent/we\-agent.yaml
 The configuration. Optional; the example that comes with the package shows every key at its default.
@@ -21,6 +23,9 @@ key.pem, cert\-chain.pem and root\-cert.pem, always of one generation.
 .TP
 /run/we\-agent/admin.sock
 Where "we\-agent status" asks.
+.TP
+/run/we\-agent/permit
+Made by the daemon when there is something in /etc/we\-agent that it may not read, or that others may; removed by we\-agent\-permit.service, which runs "we\-agent permit".
 .TP
 /var/lib/we\-agent/\fIworkload\fR/
 The last certificate, so that a restart needs no control plane.
@@ -33,6 +38,9 @@ As \-\-root, which wins.
 .TP
 WE_AGENT_EXEC_SOCKET
 As \-\-exec\-socket of run, which wins.
+.TP
+CREDENTIALS_DIRECTORY
+Set by systemd: where the credentials of the service are.
 .SH SIGNALS
 .TP
 SIGTERM, SIGINT
@@ -43,13 +51,46 @@ Stop: the session is closed, files and state stay, and the control plane keeps t
 fn the_manual_page_is_fresh() -> Result<(), Box<dyn Error>> {
     let mut command = we_agent::cli::Cli::command();
     command.build();
-    let page = page(&command)?;
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/we-agent.8");
+    fresh("packaging/we-agent.8", &page(&command)?)
+}
+
+/// The example is the reference: every key with its default and what it is for.
+#[test]
+fn the_manual_page_of_the_configuration_is_fresh() -> Result<(), Box<dyn Error>> {
+    let example = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/we-agent.yaml"))?;
+    let mut page = concat!(
+        ".TH we-agent.yaml 5 \"\" \"we-agent ",
+        env!("CARGO_PKG_VERSION"),
+        "\" \"File Formats\"\n.SH NAME\nwe\\-agent.yaml \\- configuration of we\\-agent\n.SH SYNOPSIS\n\
+         /etc/we\\-agent/we\\-agent.yaml\n.SH DESCRIPTION\nThe file as the package brings it:\n.PP\n.nf\n"
+    )
+    .to_owned();
+    for line in example.lines() {
+        // A point or an apostrophe at the beginning of a line would be a request; \\& is nothing.
+        page += &format!("\\&{}\n", line.replace('\\', "\\e").replace('-', "\\-"));
+    }
+    page += ".fi\n.SH SEE ALSO\n.BR we\\-agent (8)\n";
+    fresh("packaging/we-agent.yaml.5", &page)
+}
+
+#[test]
+fn the_completions_are_fresh() -> Result<(), Box<dyn Error>> {
+    // Named as each shell looks for it.
+    for (shell, name) in [(Shell::Bash, "we-agent"), (Shell::Zsh, "_we-agent"), (Shell::Fish, "we-agent.fish")] {
+        let mut words = Vec::new();
+        generate(shell, &mut we_agent::cli::Cli::command(), "we-agent", &mut words);
+        fresh(&format!("packaging/completions/{name}"), &String::from_utf8(words)?)?;
+    }
+    Ok(())
+}
+
+fn fresh(name: &str, made: &str) -> Result<(), Box<dyn Error>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     if std::env::var_os("WE_AGENT_REGENERATE").is_some() {
-        fs::write(&path, &page)?;
+        fs::write(&path, made)?;
     }
     let kept = fs::read_to_string(&path).unwrap_or_default();
-    assert!(page == kept, "packaging/we-agent.8 is stale: WE_AGENT_REGENERATE=1 cargo test --test it man");
+    assert!(made == kept, "{name} is stale: WE_AGENT_REGENERATE=1 cargo test --test it man");
     Ok(())
 }
 
