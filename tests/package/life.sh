@@ -81,6 +81,12 @@ count() {
 # rotates: waits until one more certificate has been signed, and is in use.
 rotates() { inside 'rotates'; }
 
+# The application of the workload: what the health probe asks. It is no part of the machine, so each boot begins without.
+app() {
+    inside 'mkdir -p /srv/app && echo ok >/srv/app/healthz &&
+        systemd-run --quiet --unit=app busybox httpd -f -p 127.0.0.1:8080 -h /srv/app'
+}
+
 # ---- the machine
 
 cleanup() {

@@ -8,7 +8,7 @@ inside 'cat >/etc/we-agent/we-agent.yaml' <<'YAML'
 startup: {readyTimeout: 5s}
 defaults: {renewal: {minInterval: 2s}}
 YAML
-inside 'mkdir -p /srv/app && echo ok >/srv/app/healthz && systemd-run --quiet --unit=app busybox httpd -f -p 127.0.0.1:8080 -h /srv/app'
+app
 
 ok 'root copies the bundle to /etc/we-agent/payments' copy_bundle payments /etc/we-agent/payments
 ok 'systemctl start returns when the workload is ready' inside 'systemctl start we-agent && active && ready'
