@@ -4,10 +4,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What make bench measures against: lab (the miniature control plane here) or rig (a real istiod; see CONTRIBUTING.md).
 CONTROL ?= lab
 
-.PHONY: help demo test lint soak bench
+.PHONY: help demo test lint soak bench packages packages-twice
 
 help: ## Show this
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## */  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
 
 demo: ## See it happen: a control plane, an application and the agent, on this machine (no root, no cluster)
 	cargo build --package we-agent --package we-lab
@@ -29,3 +29,9 @@ bench: ## Measure the release build (CONTROL=rig BENCH_BUNDLE=DIR: against an is
 	cargo build --release --package we-lab
 	cargo build --release --package we-bench
 	$(TARGET)/release/we-bench --control $(CONTROL) --agent $(TARGET)/release/we-agent --lab $(TARGET)/release/we-lab
+
+packages: ## The .deb and the .rpm, for amd64 and arm64, into target/package/out (ARCH=amd64: only that)
+	@packaging/build $(ARCH)
+
+packages-twice: ## The same with a second full build in another place, and both compared byte by byte
+	@packaging/twice $(ARCH)

@@ -116,9 +116,21 @@ fn group(dir: &BundleDir) -> Option<String> {
     env.get("ISTIO_META_AUTO_REGISTER_GROUP").filter(|name| is_dns_label(name)).map(str::to_owned)
 }
 
+/// Where the processes of Istio's service are listed: the one tree of control groups, or the older several.
+const ISTIO_SERVICE: [&str; 2] = ["/sys/fs/cgroup/system.slice", "/sys/fs/cgroup/systemd/system.slice"];
+
 /// The process id of Istio's own agent on this host, if it runs: two agents on one entry make it leak. An agent in a
 /// container does not count: it is somebody else's sidecar.
+///
+/// Its service is told by its control group, for processes of others may be hidden (`ProtectProc=`).
 pub fn istio_agent(root: &Root) -> Option<u32> {
+    let listed = ISTIO_SERVICE.iter().find_map(|slice| {
+        let list = fs::read_to_string(root.path(format!("{slice}/istio.service/cgroup.procs"))).ok()?;
+        list.lines().next()?.parse().ok()
+    });
+    if listed.is_some() {
+        return listed;
+    }
     let processes = fs::read_dir(root.path("/proc")).ok()?.flatten();
     let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     ids.find(|id| {
@@ -191,5 +203,14 @@ mod tests {
         assert_eq!(istio_agent(&root), Some(9));
         let (_dir, root) = host(&[("/proc/8/comm", "envoy\n"), ("/proc/8/cgroup", "0::/system.slice/istio.service\n")]);
         assert_eq!(istio_agent(&root), Some(8));
+    }
+
+    #[test]
+    fn istios_service_is_found_although_its_processes_are_hidden() {
+        let procs = "/sys/fs/cgroup/system.slice/istio.service/cgroup.procs";
+        let (_dir, root) = host(&[("/proc/1/comm", "we-agent\n"), (procs, "812\n814\n")]);
+        assert_eq!(istio_agent(&root), Some(812));
+        let (_dir, root) = host(&[("/proc/1/comm", "we-agent\n"), (procs, "")]);
+        assert_eq!(istio_agent(&root), None);
     }
 }

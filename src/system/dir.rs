@@ -48,7 +48,11 @@ pub enum DirError {
     #[error("{} is in the way: it was not made by we-agent; move it away", .0.display())]
     InTheWay(PathBuf),
     /// Only members of a group may give a file to it.
-    #[error("cannot give {} to group {gid}: make the user that we-agent runs as a member of that group", .path.display())]
+    #[error(
+        "cannot give {} to group {gid}: make the user that we-agent runs as a member of that group; under systemd, add \
+         SupplementaryGroups={gid} and SystemCallFilter=@chown with systemctl edit we-agent",
+        .path.display()
+    )]
     Group {
         /// The file or directory.
         path: PathBuf,

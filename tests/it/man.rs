@@ -1,7 +1,9 @@
-//! The manual page is made from the command line's own words and committed, so that packages need no generator; this
-//! test keeps it fresh. After a change of `src/cli.rs`: `WE_AGENT_REGENERATE=1 cargo test --test it man`.
+//! The manual page and the shells' completions are made from the command line's own words and committed, so that packages
+//! need no generator; these tests keep them fresh. After a change of `src/cli.rs`:
+//! `WE_AGENT_REGENERATE=1 cargo test --test it man`.
 
 use clap::{Command, CommandFactory};
+use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 use std::{error::Error, fs, path::Path};
 
@@ -40,13 +42,27 @@ Stop: the session is closed, files and state stay, and the control plane keeps t
 fn the_manual_page_is_fresh() -> Result<(), Box<dyn Error>> {
     let mut command = we_agent::cli::Cli::command();
     command.build();
-    let page = page(&command)?;
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/we-agent.8");
+    fresh("packaging/we-agent.8", &page(&command)?)
+}
+
+#[test]
+fn the_completions_are_fresh() -> Result<(), Box<dyn Error>> {
+    // Named as each shell looks for it.
+    for (shell, name) in [(Shell::Bash, "we-agent"), (Shell::Zsh, "_we-agent"), (Shell::Fish, "we-agent.fish")] {
+        let mut words = Vec::new();
+        generate(shell, &mut we_agent::cli::Cli::command(), "we-agent", &mut words);
+        fresh(&format!("packaging/completions/{name}"), &String::from_utf8(words)?)?;
+    }
+    Ok(())
+}
+
+fn fresh(name: &str, made: &str) -> Result<(), Box<dyn Error>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     if std::env::var_os("WE_AGENT_REGENERATE").is_some() {
-        fs::write(&path, &page)?;
+        fs::write(&path, made)?;
     }
     let kept = fs::read_to_string(&path).unwrap_or_default();
-    assert!(page == kept, "packaging/we-agent.8 is stale: WE_AGENT_REGENERATE=1 cargo test --test it man");
+    assert!(made == kept, "{name} is stale: WE_AGENT_REGENERATE=1 cargo test --test it man");
     Ok(())
 }
 

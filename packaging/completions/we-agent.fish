@@ -1,0 +1,45 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_we_agent_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_we_agent_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_we_agent_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_we_agent_using_subcommand
+    set -l cmd (__fish_we_agent_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c we-agent -n "__fish_we_agent_needs_command" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c we-agent -n "__fish_we_agent_needs_command" -s V -l version -d 'Print version'
+complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "run" -d 'Run the daemon'
+complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "status" -d 'Show what the daemon knows of every workload'
+complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c we-agent -n "__fish_we_agent_using_subcommand run" -l root -d 'Directory that every path of the agent is looked up below' -r -F
+complete -c we-agent -n "__fish_we_agent_using_subcommand run" -l config -d 'Configuration file, taken as it is; the default is /etc/we-agent/we-agent.yaml below the root, if it exists' -r -F
+complete -c we-agent -n "__fish_we_agent_using_subcommand run" -l log-format -d 'How to write the log' -r -f -a "auto\t'Journald when stderr is connected to the journal, else text'
+text\t'Lines for people, on stderr'
+json\t'One JSON object a line, on stderr'
+journald\t'Structured entries, sent to the journal'"
+complete -c we-agent -n "__fish_we_agent_using_subcommand run" -l log-level -d 'What to log: error, warn, info, debug, trace, or target=level pairs; wins over log.level of the configuration' -r
+complete -c we-agent -n "__fish_we_agent_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c we-agent -n "__fish_we_agent_using_subcommand status" -l root -d 'Directory that every path of the agent is looked up below' -r -F
+complete -c we-agent -n "__fish_we_agent_using_subcommand status" -l json -d 'Print JSON'
+complete -c we-agent -n "__fish_we_agent_using_subcommand status" -s h -l help -d 'Print help'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status help" -f -a "run" -d 'Run the daemon'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status help" -f -a "status" -d 'Show what the daemon knows of every workload'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

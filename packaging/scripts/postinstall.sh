@@ -1,0 +1,10 @@
+#!/bin/sh
+# After the files are there. The same for a first installation, an upgrade, and one that is undone.
+set -e
+systemd-sysusers we-agent.conf
+systemd-tmpfiles --create we-agent.conf
+if [ -d /run/systemd/system ]; then
+    systemctl daemon-reload
+    # Does nothing unless it runs. Its sockets and files stay meanwhile, so nobody is refused.
+    systemctl try-restart we-agent.service || true
+fi
