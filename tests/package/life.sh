@@ -4,6 +4,7 @@
 # Boots a machine of that Debian release, puts a miniature control plane beside it, and runs the files of checks/ one after
 # the other; NEXT is the same package with a higher version. Each check prints a line; what a failed one said follows it.
 # Ends with "N passed, N failed, N skipped". $WE_LAB is the control plane's program; what is left to look at goes to $OUT.
+# shellcheck disable=SC2329 # the checks, which are sourced, call the functions
 set -uo pipefail
 
 here=$(readlink -f "$(dirname "$0")")
@@ -29,7 +30,7 @@ ok() {
         printf 'ok      %-11s %s (%d s)\n' "$suite/$format" "$what" $((SECONDS - started))
     else
         failed=$((failed + 1))
-        printf 'NOT OK  %-11s %s (%d s, status %d)\n' "$suite/$format" "$what" $((SECONDS - started)) $status
+        printf 'NOT OK  %-11s %s (%d s, status %d)\n' "$suite/$format" "$what" $((SECONDS - started)) "$status"
         tail -25 "$out/last" | sed 's/^/          /'
     fi
 }

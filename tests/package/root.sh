@@ -14,6 +14,9 @@ recipe=1
 packages=systemd,systemd-sysv,dbus,procps,iproute2,openssl,busybox-static,rpm
 root=$cache/$suite-$recipe
 
+# Two tests of one release begin at the same time.
+exec 9>"$cache/$suite.lock"
+flock 9
 [[ ! -e $root ]] || { echo "$root"; exit; }
 
 work=$(mktemp -d "$cache/build.XXXXXX")
@@ -63,7 +66,7 @@ if ! TMPDIR=$work timeout -k 10 600 mmdebstrap --quiet --mode=root --variant=apt
     --aptopt='APT::Install-Recommends "false"' --dpkgopt=force-unsafe-io \
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
     --dpkgopt='path-exclude=/usr/share/doc/*' --customize-hook="$work/customize \"\$1\"" \
-    "$suite" "$work/root" "${sources[@]}" </dev/null >"$work/log" 2>&1; then
+    "$suite" "$work/root" "${sources[@]}" </dev/null >"$work/log" 2>&1 9>&-; then
     tail -20 "$work/log" >&2
     exit 1
 fi

@@ -14,7 +14,7 @@ inside '
     printf "[Service]\n$program" >/run/systemd/system/free.service
     systemctl daemon-reload'
 ok 'the attempts can be made in a copy of the unit, and free' inside '
-    systemctl start free copy && journalctl --sync
+    systemctl start free && systemctl start copy && journalctl --sync
     for unit in copy free; do journalctl -u $unit --output=cat | grep -E "^(denied|allowed) " >/root/$unit; done
     grep -c . /root/copy /root/free'
 sandbox=$(inside 'join -1 2 -2 2 <(sort -k2 /root/copy) <(sort -k2 /root/free)')

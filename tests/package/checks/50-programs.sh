@@ -2,12 +2,14 @@
 # shellcheck shell=bash disable=SC2154,SC2016
 
 inside '
-    cat >/run/systemd/system/server.service <<UNIT
+    cat >/etc/systemd/system/server.service <<UNIT
 [Service]
 ExecStart=/bin/sleep infinity
 ExecReload=/bin/sh -c "openssl x509 -in /run/we-agent/payments/cert-chain.pem -noout -serial >>/root/reloads"
+[Install]
+WantedBy=multi-user.target
 UNIT
-    systemctl daemon-reload && systemctl start server
+    systemctl daemon-reload && systemctl enable --now server
     echo "workloads: {payments: {hooks: [{unit: server.service}]}}" >>/etc/we-agent/we-agent.yaml'
 ok 'a hook without the consent of the host is refused, and the refusal names it' inside '
     ! systemctl restart we-agent && test "$(p ExecMainStatus)" = 78 &&

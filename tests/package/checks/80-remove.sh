@@ -11,6 +11,7 @@ ok 'bundles and configuration stay until the purge' inside '
     ls /etc/we-agent/payments/cluster.env /var/lib/we-agent && ls /etc/we-agent/we-agent.yaml*'
 ok 'is purged' purge
 ok 'the file system is as it was' inside '
+    systemctl disable --now server 2>/dev/null; rm -f /etc/systemd/system/server.service
     rm -rf /srv/app /usr/local/lib/attempts /home/somebody
     listing >/root/after
     # The users stay, for their numbers must not become somebody else'"'"'s; with them the backups of their files.
