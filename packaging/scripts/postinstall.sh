@@ -5,6 +5,7 @@ systemd-sysusers we-agent.conf
 systemd-tmpfiles --create we-agent.conf
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
-    # Does nothing unless it runs. Its sockets and files stay meanwhile, so nobody is refused.
-    systemctl try-restart we-agent.service || true
+    # Does nothing unless it runs. Its sockets and files stay meanwhile, so nobody is refused. Not waited for: it is ready when
+    # the control plane has answered, and an upgrade does not depend on that.
+    systemctl --no-block try-restart we-agent.service || true
 fi
