@@ -6,6 +6,7 @@
 
 mod journal;
 mod outputs;
+mod token;
 mod unit;
 
 use crate::{
@@ -19,8 +20,10 @@ use crate::{
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     time::Duration,
 };
+use token::TokenLook;
 use tokio::{
     sync::watch,
     time::{Instant, sleep_until, timeout},
@@ -44,6 +47,7 @@ pub struct Agent {
     status: Status,
     workloads: watch::Sender<Workloads>,
     listeners: Listeners,
+    credentials: Option<PathBuf>,
 }
 
 impl Agent {
@@ -55,13 +59,21 @@ impl Agent {
         let (workloads, receiver) = watch::channel(Workloads::default());
         let status = Status::new(receiver);
         let admin = Admin::bind(root, config.admin_address, status.clone()).await?;
-        Ok(Self { root: root.clone(), config, admin, status, workloads, listeners: Listeners::default() })
+        let listeners = Listeners::default();
+        Ok(Self { root: root.clone(), config, admin, status, workloads, listeners, credentials: None })
     }
 
     /// Serves on what the service manager has passed, instead of sockets of its own.
     #[must_use]
     pub fn with_listeners(self, listeners: Listeners) -> Self {
         Self { listeners, ..self }
+    }
+
+    /// Takes files of bundles from this directory, too: the credentials of the service (`$CREDENTIALS_DIRECTORY`). It is
+    /// not looked up below the root.
+    #[must_use]
+    pub fn with_credentials(self, credentials: Option<PathBuf>) -> Self {
+        Self { credentials, ..self }
     }
 
     /// The loopback address that is served.
@@ -76,13 +88,13 @@ impl Agent {
 
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { root, config, admin, status, workloads, listeners } = self;
+        let Self { root, config, admin, status, workloads, listeners, credentials } = self;
         let stopped = CancellationToken::new();
         let (beat, heart) = watch::channel(Instant::now());
         let alive = move || heart.borrow().elapsed() < ALIVE;
         let supervisor = admin::supervise(status, config.ready_timeout, alive, stop.clone());
         let served = admin.run(stopped.clone());
-        let mut floor = Floor { root, config, workloads, beat, listeners, slots: BTreeMap::new() };
+        let mut floor = Floor { root, config, workloads, beat, listeners, credentials, slots: BTreeMap::new() };
         let units = async {
             floor.run(stop).await;
             stopped.cancel();
@@ -94,7 +106,7 @@ impl Agent {
 /// A workload's place: it runs, or waits until its bundle is mended.
 #[derive(Debug)]
 enum Slot {
-    Running { unit: Unit, key: Option<Key> },
+    Running { unit: Box<Unit>, token: TokenLook, key: Option<Key> },
     Broken { files: FileWatch, mistakes: Vec<String> },
 }
 
@@ -127,6 +139,8 @@ struct Floor {
     /// When the floor was last looked over: what the watchdog goes by.
     beat: watch::Sender<Instant>,
     listeners: Listeners,
+    /// Where the credentials of the service are.
+    credentials: Option<PathBuf>,
     slots: BTreeMap<String, Slot>,
 }
 
@@ -181,7 +195,10 @@ impl Floor {
         for (name, dir) in found {
             let due = match self.slots.get_mut(&name) {
                 None => true,
-                Some(Slot::Running { unit, .. }) => unit.has_failed(),
+                Some(Slot::Running { unit, token, .. }) => {
+                    token.look(&name, &self.root);
+                    unit.has_failed()
+                }
                 Some(Slot::Broken { files, .. }) => files.has_changed(),
             };
             if due {
@@ -202,7 +219,7 @@ impl Floor {
     /// The bundles of this host, and what is to be said when there is none.
     fn find(&self) -> (Vec<(String, BundleDir)>, Option<String>) {
         let place = self.root.path("/etc/we-agent");
-        let found = match bundle::find(&self.root) {
+        let found = match bundle::find(&self.root, self.credentials.as_deref()) {
             Ok(found) => found,
             Err(error) => return (Vec::new(), Some(format!("{}: {error}", place.display()))),
         };
@@ -234,6 +251,13 @@ impl Floor {
     }
 
     fn open(&self, name: &str, dir: &BundleDir, stop: &CancellationToken, leaving: &watch::Receiver<bool>) -> Slot {
+        for credential in &dir.hidden {
+            tracing::warn!(
+                workload = name,
+                "the credential {} is not used, for the bundle's directory has this file, too: remove one of them",
+                credential.display()
+            );
+        }
         // Stamped before the reading: a change in between is seen at the next look.
         let files = FileWatch::new(dir.files().map(ToOwned::to_owned));
         let settings = self.config.workload(name);
@@ -243,11 +267,17 @@ impl Floor {
                 for mistake in &mistakes {
                     tracing::error!(workload = name, "the bundle cannot be used: {mistake}");
                 }
+                if dir.files().any(token::is_denied) {
+                    token::ask_for_permission(&self.root);
+                }
                 return Slot::Broken { files, mistakes };
             }
         };
         let key = Key::of(&workload);
-        Slot::Running { unit: Unit::start(workload, settings, &self.root, &self.listeners, stop, leaving), key }
+        let mut token = TokenLook::new(&workload.token);
+        token.look(name, &self.root);
+        let unit = Unit::start(workload, settings, &self.root, &self.listeners, stop, leaving);
+        Slot::Running { unit: Box::new(unit), token, key }
     }
 
     fn read(&self, name: &str, dir: &BundleDir) -> Result<Workload, Vec<String>> {

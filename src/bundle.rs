@@ -8,16 +8,18 @@ mod keys;
 mod mesh;
 mod metadata;
 mod mistake;
+mod permit;
 mod workload;
 
 pub use env::{Env, EnvError, EnvProblem, Variable, parse as parse_env};
 pub use find::{BundleDir, find, istio_agent};
 pub use mistake::{BundleErrors, Mistake, Problem};
+pub use permit::permit;
 
 use crate::{
     spiffe::{KeyKind, TrustDomain, X509Bundle},
     system::Root,
-    workload::{Authority, Hosts, Locality, ReadinessProbe, is_dns_label, is_dns_subdomain},
+    workload::{Authority, Hosts, Locality, ReadinessProbe, is_dns_label, is_dns_subdomain, token::TokenFile},
 };
 use keys::Keys;
 use serde_json::{Map, Value};
@@ -60,7 +62,7 @@ pub struct Bundle {
     roots: PathBuf,
     ca_roots: Option<PathBuf>,
     discovery_roots: Option<PathBuf>,
-    token: PathBuf,
+    token: TokenFile,
     ttl: Duration,
     key: KeyKind,
     given: Vec<IpAddr>,

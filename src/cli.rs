@@ -1,17 +1,19 @@
 //! The words of the command line, and what each exit status means.
 
 mod status;
+mod wait;
 
 use crate::{
     admin::AdminError,
     agent::Agent,
+    bundle,
     config::{Config, ConfigError},
     system::{self, Listeners, Root},
     telemetry::{self, LogFilter, LogFormat},
 };
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
 
 /// Brings this machine into an Istio mesh, and keeps it there.
 ///
@@ -32,6 +34,7 @@ Exit status:
   64  the command line is wrong
   69  the daemon cannot be reached, or another one runs already
   70  a bug in we-agent
+  75  not ready in time
   78  the configuration is wrong; every mistake is told with its place";
 
 /// A subcommand.
@@ -41,6 +44,17 @@ pub enum Command {
     Run(RunArgs),
     /// Show what the daemon knows of every workload
     Status(StatusArgs),
+    /// Return when the workloads are ready
+    ///
+    /// A workload is ready when it holds a valid certificate and is registered. we-agent-online.service runs this, so that
+    /// other units can order themselves after it.
+    Wait(WaitArgs),
+    /// Let the daemon's group read the bundles, and nobody else
+    ///
+    /// Gives the files of each bundle in /etc/we-agent to the user that runs this and the group (mode 0640, directories
+    /// 0750). The units run it as root: at each start and reload of we-agent.service, and when a bundle that the daemon may
+    /// not read has come. It follows no link.
+    Permit(PermitArgs),
 }
 
 /// Options of `run`.
@@ -67,6 +81,29 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Options of `wait`.
+#[derive(Debug, Args)]
+pub struct WaitArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    /// Give up after this time, for example 90s or 5min; the default is never
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    timeout: Option<Duration>,
+    /// The workloads to wait for; the default is all
+    #[arg(value_name = "WORKLOAD")]
+    workloads: Vec<String>,
+}
+
+/// Options of `permit`.
+#[derive(Debug, Args)]
+pub struct PermitArgs {
+    #[command(flatten)]
+    host: HostArgs,
+    /// The group that the daemon runs as, by name or number
+    #[arg(long, value_name = "GROUP", default_value = "we-agent")]
+    group: String,
 }
 
 #[derive(Debug, Args)]
@@ -109,6 +146,8 @@ fn exit_status(error: &anyhow::Error) -> u8 {
         78
     } else if error.is::<status::Unreachable>() || matches!(error.downcast_ref(), Some(AdminError::AnotherAgent(_))) {
         69
+    } else if error.is::<wait::NotReady>() {
+        75
     } else {
         1
     }
@@ -121,13 +160,16 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Run(_) => Listeners::from_service_manager().context(
             "the sockets of the service manager (LISTEN_FDS) cannot be taken over; unset LISTEN_PID to start without",
         )?,
-        Command::Status(_) => Listeners::default(),
+        Command::Status(_) | Command::Wait(_) => Listeners::default(),
+        Command::Permit(args) => return permit(args),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match cli.command {
             Command::Run(args) => run(args, listeners).await,
             Command::Status(args) => show(args).await,
+            Command::Wait(args) => wait(args).await,
+            Command::Permit(args) => permit(&args),
         }
     })
 }
@@ -138,7 +180,8 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     telemetry::init(args.log_format, args.log_level.or(config.log_level.clone()).unwrap_or_default());
     let stop = system::shutdown()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
-    let agent = Agent::bind(&root, config).await?.with_listeners(listeners);
+    let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
+    let agent = Agent::bind(&root, config).await?.with_listeners(listeners).with_credentials(credentials);
     if let Some(address) = agent.admin_address() {
         tracing::info!("readiness and metrics are on http://{address}");
     }
@@ -149,7 +192,26 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
 
 async fn show(args: StatusArgs) -> anyhow::Result<()> {
     let report = status::fetch(&args.host.root()).await?;
-    let text = if args.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { status::text(&report) };
+    print(&if args.json { format!("{}\n", serde_json::to_string_pretty(&report)?) } else { status::text(&report) })
+}
+
+async fn wait(args: WaitArgs) -> anyhow::Result<()> {
+    print(&format!("{}\n", wait::wait(&args.host.root(), &args.workloads, args.timeout).await?))
+}
+
+/// What is left alone is told, and is no failure: the other workloads shall start.
+fn permit(args: &PermitArgs) -> anyhow::Result<()> {
+    let root = args.host.root();
+    // Mistakes in the configuration are told by the daemon, which then does not run.
+    let config = Config::load(&root, None).unwrap_or_default();
+    let removable = |name: &str| config.workload(name).identity.remove_token;
+    for reason in bundle::permit(&root, system::group_number(&args.group)?, removable)? {
+        let _ = writeln!(std::io::stderr(), "we-agent: {reason}");
+    }
+    Ok(())
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
     match anstream::stdout().lock().write_all(text.as_bytes()) {
         // `we-agent status | head` is no failure.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),

@@ -2,6 +2,7 @@
 //! only by a better one, and never withdrawn.
 
 mod schedule;
+mod spent;
 mod store;
 
 pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
@@ -9,9 +10,10 @@ pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
 use crate::{
     control::{ControlPlane, Disposition, Signed},
     spiffe::{Csr, KeyError, KeyKind, PrivateKey, SpiffeId, SvidError, X509Bundle, X509Context},
-    status::{Identity, Trouble},
-    system::{DirError, FileWatch, Root},
+    status::{Identity, Token, Trouble},
+    system::{DirError, FileWatch, Root, Stamp},
     time::{Backoff, Clock},
+    workload::token::TokenFile,
 };
 use std::{
     path::PathBuf,
@@ -44,6 +46,8 @@ pub struct Wanted {
     pub root: Root,
     /// Directory of the store.
     pub store: PathBuf,
+    /// The token, and whether it is removed when it has served.
+    pub token: TokenFile,
 }
 
 /// Why there is no new certificate.
@@ -97,12 +101,14 @@ pub fn load(wanted: &Wanted, now: SystemTime) -> Result<Identity, DirError> {
     for PassedOver { file, reason } in &loaded.passed_over {
         tracing::info!(%file, cause = %reason, "a stored certificate is not used");
     }
+    let token = loaded.current.as_ref().map(|_| spent::look(&wanted.token));
     let renew_at = loaded.current.as_ref().map(|stored| renewal(&stored.context, wanted.min_interval));
     Ok(Identity {
         renew_at,
         anchors: loaded.current.as_ref().map(|stored| stored.anchors.clone()),
         current: loaded.current.map(|stored| stored.context),
         previous: loaded.previous.map(|stored| stored.context),
+        token: token.unwrap_or_default(),
         ..Identity::default()
     })
 }
@@ -134,8 +140,15 @@ pub async fn run<C: ControlPlane>(
                     sleep_until(moment).await;
                 }
             } => {}
+            // A new token beside a good certificate: it is not needed, but it is there.
+            () = local.changed(), if wanted.token.remove => {
+                let token = spent::look(&wanted.token);
+                fact.send_if_modified(|identity| token != std::mem::replace(&mut identity.token, token.clone()));
+                continue;
+            }
             () = shutdown.cancelled() => return,
         }
+        let token = Stamp::of(&wanted.token.file);
         let renewed = tokio::select! {
             renewed = renew(&*control, &wanted, clock) => renewed,
             () = shutdown.cancelled() => return,
@@ -144,7 +157,7 @@ pub async fn run<C: ControlPlane>(
             Ok(renewed) => {
                 backoff.reset();
                 not_before = Some(Instant::now() + wanted.min_interval);
-                keep(&wanted, &fact, renewed, anchors(), clock).await;
+                keep(&wanted, &fact, renewed, token, anchors(), clock).await;
                 continue;
             }
             Err(error) => {
@@ -189,26 +202,38 @@ async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> R
     Ok((X509Context::from_answer(&wanted.id, key, &chain, clock.now())?, accepted))
 }
 
-/// Makes a new certificate durable, then tells it. A disk that fails does not keep it from being used.
+/// Makes a new certificate durable, then tells it. A disk that fails does not keep it from being used. `token` is the
+/// token's file as it was before the request; only a durable certificate makes it superfluous.
 async fn keep(
     wanted: &Wanted,
     fact: &watch::Sender<Identity>,
     (context, accepted): Renewed,
+    token: Option<Stamp>,
     anchors: Option<X509Bundle>,
     clock: Clock,
 ) {
     let now = clock.now();
+    let used = accepted.is_none();
     // Kept as the fallback is the one that is known to work: while the control plane refuses what it issues (as istiod
     // does after a live change of its CA), that is an older one than the last.
     let previous = accepted.or_else(|| fact.borrow().valid(now).cloned());
     let saved = {
         let (wanted, context, previous) = (wanted.clone(), context.clone(), previous.clone());
         let anchors = anchors.clone().unwrap_or_else(|| context.bundle.clone());
-        spawn_blocking(move || Store::open(&wanted.root, &wanted.store)?.save(&context, previous.as_deref(), &anchors))
-            .await
+        spawn_blocking(move || {
+            Store::open(&wanted.root, &wanted.store)?.save(&context, previous.as_deref(), &anchors)?;
+            Ok::<_, DirError>(spent::settle(&wanted, token, used, now))
+        })
+        .await
     };
+    let before = fact.borrow().token.clone();
+    let token = match &saved {
+        Ok(Ok(token)) => token.clone(),
+        _ => before.clone(),
+    };
+    say(&before, &token);
     let trouble = match saved {
-        Ok(Ok(())) => None,
+        Ok(Ok(_)) => None,
         Ok(Err(error)) => Some(format!("the new certificate is in use, but a restart would lose it: {error}")),
         Err(error) => Some(format!("the new certificate is in use, but saving it was interrupted: {error}")),
     };
@@ -219,7 +244,18 @@ async fn keep(
         anchors,
         trouble: trouble.map(|cause| Trouble { since: now, kind: "store", cause }),
         credentials_dead: false,
+        token,
     });
+}
+
+/// A token that went or stays is said once.
+fn say(before: &Token, now: &Token) {
+    match now {
+        _ if before == now => {}
+        Token::Kept => {}
+        Token::Removed => tracing::info!("the token has served and was removed"),
+        Token::Stays { cause } => tracing::warn!(%cause, "the token has served, but stays"),
+    }
 }
 
 /// Writes what went wrong. The time is that of the first failure of its kind in a row.

@@ -69,13 +69,13 @@
 //! | `bundle` | A directory becomes a bundle, or every mistake in it. | spiffe, system, workload |
 //! | `address` | The loop that owns the addresses of this host. | status, system, time |
 //! | `control` | What we ask of a control plane: `sign` and `session`, answered by istiod. | spiffe, proto, status, system, time, workload |
-//! | `identity` | The loop that owns the certificate: decide, sign, verify, keep, tell. | spiffe, control, status, system, time |
+//! | `identity` | The loop that owns the certificate: decide, sign, verify, keep, tell. | spiffe, control, status, system, time, workload |
 //! | `health` | The loop that owns the verdict: probes and a threshold. | proto, status, system, time, workload |
 //! | `session` | The loop that owns the registration: hold a session, resume it. | control, status, system, time |
 //! | `publish` | How a certificate leaves the daemon: files, switched at once, a socket, and hooks that tell the programs. | spiffe, proto, status, system, time |
 //! | `admin` | Status on a unix socket, readiness and metrics on loopback, READY and STATUS to systemd. | status, system |
 //! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, system, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, admin |
-//! | `cli` | The words of the command line and the exit statuses. | config, status, system, telemetry, admin, agent |
+//! | `cli` | The words of the command line and the exit statuses. | config, bundle, status, system, telemetry, admin, agent |
 //!
 //! # Where to begin
 //!

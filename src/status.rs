@@ -9,7 +9,7 @@ mod snapshot;
 pub use report::{
     AddressReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport, IdentityState,
     MembershipReport, MembershipState, PublicationReport, RegistrationReport, RegistrationState, ReloadReport,
-    ReloadState, Report, Timestamp, WorkloadReport,
+    ReloadState, Report, Timestamp, TokenReport, TokenState, WorkloadReport,
 };
 pub use snapshot::{Status, WorkloadStatus, Workloads};
 
@@ -58,6 +58,23 @@ pub struct Identity {
     pub anchors: Option<X509Bundle>,
     /// Neither certificate nor token is accepted any more: only a new token file helps.
     pub credentials_dead: bool,
+    /// What has become of the token.
+    pub token: Token,
+}
+
+/// What has become of the bundle's token.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Token {
+    /// It stays where it was put, or has not served yet.
+    #[default]
+    Kept,
+    /// It has served and was removed, as configured.
+    Removed,
+    /// It has served and was to be removed, but could not be.
+    Stays {
+        /// Why, and what to do.
+        cause: String,
+    },
 }
 
 impl Identity {

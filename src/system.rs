@@ -17,9 +17,9 @@ mod signal;
 mod unit;
 mod watch;
 
-pub use access::{Access, Grant};
+pub use access::{Access, Grant, group_number};
 pub use command::{CommandError, run_command, words};
-pub use dir::{Dir, DirError};
+pub use dir::{Dir, DirError, Removal};
 pub use listen::Listeners;
 pub use peer::{Account, Allow, Peer, user_name};
 pub use power::going_down;
@@ -28,7 +28,7 @@ pub use resolver::Resolver;
 pub use route::{is_of_this_host, source_of_route};
 pub use signal::shutdown;
 pub use unit::{UnitError, Units};
-pub use watch::FileWatch;
+pub use watch::{FileWatch, Stamp};
 
 use std::path::{Path, PathBuf};
 

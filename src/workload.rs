@@ -64,8 +64,8 @@ pub struct Workload {
     pub discovery: Endpoint,
     /// The certificate authority.
     pub ca: Endpoint,
-    /// File of the service account's token. It may be missing; it is read anew at each dial and never kept.
-    pub token: PathBuf,
+    /// The service account's token.
+    pub token: token::TokenFile,
     /// Names that are resolved inside the agent, before the system's resolver is asked.
     pub hosts: Hosts,
     /// Lifetime to ask for, from one second to 90 days.
@@ -105,6 +105,8 @@ pub struct Overrides {
     pub key: Option<KeyKind>,
     /// Lifetime to ask for, from one second to 90 days.
     pub ttl: Option<Duration>,
+    /// Whether the token is removed when it has served.
+    pub remove_token: bool,
     /// Address for registration and health.
     pub discovery: Option<Authority>,
     /// Address of the certificate authority.

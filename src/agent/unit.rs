@@ -171,7 +171,8 @@ async fn connected(
         None => locality::discover(settings.platform, &wanted.root, None).await,
     };
     let control = Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, cloud, clock));
-    let local = FileWatch::new([workload.token.clone(), workload.ca.roots.clone(), workload.discovery.roots.clone()]);
+    let roots = [&workload.ca.roots, &workload.discovery.roots].into_iter().cloned();
+    let local = FileWatch::new(workload.token.paths().map(Path::to_owned).chain(roots));
     let roots = workload.ca.roots.clone();
     let anchors = move || read_roots(&roots).ok();
     let kept = identity::run(control.clone(), wanted, anchors, identity, local.clone(), clock, post.stop.clone());
@@ -205,6 +206,7 @@ fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted
         min_interval: settings.identity.min_interval,
         root: root.clone(),
         store: Path::new("/var/lib/we-agent").join(&workload.name),
+        token: workload.token.clone(),
     }
 }
 
@@ -255,6 +257,7 @@ pub(super) fn overrides(settings: &WorkloadConfig) -> Result<Overrides, String> 
         trust_domain: settings.trust_domain.clone(),
         key: settings.identity.key,
         ttl: settings.identity.ttl,
+        remove_token: settings.identity.remove_token,
         discovery: authority("discoveryAddress", &control.discovery_address)?,
         ca: authority("caAddress", &control.ca_address)?,
         server_name: control.server_name.clone(),

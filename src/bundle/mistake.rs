@@ -38,7 +38,9 @@ pub enum Problem {
     #[error("the file is missing: {0}")]
     Missing(&'static str),
     /// A file cannot be read.
-    #[error("cannot be read ({0}): give the agent's user access to the file and its directories")]
+    #[error(
+        "cannot be read ({0}): give the agent's user access to the file and its directories (\"systemctl reload we-agent\" does)"
+    )]
     Unreadable(std::io::ErrorKind),
     /// Not a regular file.
     #[error("is no regular file: put the file of the bundle there")]
@@ -51,7 +53,8 @@ pub enum Problem {
     NotText(usize),
     /// The directory's name cannot be the name of a workload.
     #[error(
-        "the directory's name is the workload's name and must be a DNS label (up to 63 of a-z, 0-9 and '-'): rename it"
+        "the name of the directory (of a credential, what is before _cluster.env) is the workload's name and must be a DNS \
+         label (up to 63 of a-z, 0-9 and '-'): rename it"
     )]
     Name,
     /// A line of an environment file.

@@ -58,7 +58,7 @@ fn a_bundle_of_istioctl_is_a_workload() {
     assert_eq!(workload.hosts["istiod.istio-system.svc"], ["10.0.0.9".parse::<IpAddr>().unwrap()]);
     assert!(workload.probe.is_some() && workload.registers() && workload.given.is_empty());
     assert!(workload.proxy_config.contains_key("readinessProbe"));
-    assert_eq!(workload.token, host.0.path().join("istio-token")); // need not exist
+    assert_eq!(workload.token, TokenFile::new(host.0.path().join("istio-token"))); // need not exist
 }
 
 #[test]
@@ -77,6 +77,7 @@ fn our_configuration_wins() {
         trust_domain: Some("td".parse().unwrap()),
         key: Some(KeyKind::Rsa2048),
         ttl: Some(Duration::from_secs(60)),
+        remove_token: true,
         discovery: Some("127.0.0.1:1".parse().unwrap()),
         ca: Some("127.0.0.1:1".parse().unwrap()),
         server_name: Some("x".into()),
@@ -87,6 +88,7 @@ fn our_configuration_wins() {
     };
     let mine = bundle.workload("w", &overrides, &HostFacts::default()).unwrap();
     assert_eq!(mine.discovery, mine.ca);
+    assert!(mine.token.remove && !plain.token.remove);
     assert_eq!(mine.id.as_str(), "spiffe://td/ns/vms/sa/payments");
     assert_eq!((mine.cluster_id.as_str(), mine.network.as_str(), mine.given), ("c", "", overrides.addresses.clone()));
     let node = bundle.workload("w", &overrides, &HostFacts::default()).unwrap().node(&overrides.addresses, None, true);

@@ -3,7 +3,10 @@
 use super::{Bundle, BundleErrors, Mistake, mistake::Problem};
 use crate::{
     spiffe::SpiffeId,
-    workload::{Authority, Endpoint, HostFacts, MAX_TTL, Overrides, Workload, check_labels, entry_name, is_host},
+    workload::{
+        Authority, Endpoint, HostFacts, MAX_TTL, Overrides, Workload, check_labels, entry_name, is_host,
+        token::TokenFile,
+    },
 };
 use std::{
     net::{IpAddr, Ipv4Addr},
@@ -77,7 +80,7 @@ impl Bundle {
                 cluster_id,
                 discovery: endpoint(discovery, san, self.discovery_roots.as_deref()),
                 ca: endpoint(own_ca.unwrap_or(discovery), ca_san, self.ca_roots.as_deref()),
-                token: self.token.clone(),
+                token: TokenFile { remove: overrides.remove_token, ..self.token.clone() },
                 hosts: self.hosts.clone(),
                 ttl: overrides.ttl.unwrap_or(self.ttl),
                 key: overrides.key.unwrap_or(self.key),

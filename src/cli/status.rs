@@ -4,7 +4,7 @@ use crate::{
     admin,
     status::{
         HealthState, IdentityState, MembershipReport, MembershipState, RegistrationState, ReloadReport, ReloadState,
-        Report, Timestamp, WorkloadReport,
+        Report, Timestamp, TokenState, WorkloadReport,
     },
     system::Root,
 };
@@ -25,18 +25,27 @@ pub(super) struct Unreachable {
     socket: PathBuf,
     cause: String,
     fix: &'static str,
+    denied: bool,
+}
+
+impl Unreachable {
+    /// Whether it is there, but not for us to ask.
+    pub(super) fn is_denied(&self) -> bool {
+        self.denied
+    }
 }
 
 /// The daemon's report.
 pub(super) async fn fetch(root: &Root) -> Result<Report, Unreachable> {
     let socket = root.path(admin::SOCKET);
-    let unreachable = |cause: String, fix| Unreachable { socket: socket.clone(), cause, fix };
+    let unreachable = |cause: String, fix| Unreachable { socket: socket.clone(), cause, fix, denied: false };
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
-        let fix = match error.kind() {
-            std::io::ErrorKind::PermissionDenied => "ask as root, or as a member of the socket's group",
-            _ => "start it with \"we-agent run\" and the same --root, or start its service",
+        let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
+        let fix = match denied {
+            true => "ask as root, or as a member of the socket's group",
+            false => "start it with \"we-agent run\" and the same --root, or start its service",
         };
-        unreachable(error.to_string(), fix)
+        Unreachable { denied, ..unreachable(error.to_string(), fix) }
     })?;
     let fix = "restart it, and compare the versions of daemon and command";
     match tokio::time::timeout(DEADLINE, ask(stream)).await {
@@ -124,6 +133,12 @@ fn identity(out: &mut String, w: &WorkloadReport, now: Timestamp) {
     }
     row(out, "identity", style, state.as_str(), &rest);
     w.identity.cause.iter().for_each(|cause| wrong(out, cause));
+    match w.identity.token.state {
+        TokenState::Kept => {}
+        TokenState::Removed => row(out, "token", DIM, "removed", ", it has served"),
+        TokenState::Stays => row(out, "token", BAD, "stays", ", though it has served"),
+    }
+    w.identity.token.cause.iter().for_each(|cause| wrong(out, cause));
 }
 
 fn registration(out: &mut String, w: &WorkloadReport, now: Timestamp) {

@@ -63,13 +63,15 @@ pub struct IdentityConfig {
     pub key: Option<KeyKind>,
     /// `identity.ttl`: the lifetime that is asked for, at most 90 days; the control plane may give less.
     pub ttl: Option<Duration>,
+    /// `identity.removeToken`: whether the token file is removed when it has served (no).
+    pub remove_token: bool,
     /// `renewal.minInterval`: the least time between two renewals (10 s).
     pub min_interval: Duration,
 }
 
 impl Default for IdentityConfig {
     fn default() -> Self {
-        Self { key: None, ttl: None, min_interval: Duration::from_secs(10) }
+        Self { key: None, ttl: None, remove_token: false, min_interval: Duration::from_secs(10) }
     }
 }
 
@@ -139,6 +141,7 @@ impl WorkloadConfig {
         s.section("identity", |s| {
             s.set_some("key", value::key_kind, &mut self.identity.key);
             s.set_some("ttl", value::ttl, &mut self.identity.ttl);
+            s.set("removeToken", value::boolean, &mut self.identity.remove_token);
         });
         s.section("renewal", |s| s.set("minInterval", value::duration, &mut self.identity.min_interval));
         s.section("health", |s| {

@@ -3,14 +3,9 @@
 use crate::{
     spiffe::{X509Bundle, X509Context},
     status::Identity,
-    workload::token,
+    workload::token::{self, TokenFile},
 };
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::SystemTime,
-};
+use std::{fs, io, path::Path, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -47,8 +42,8 @@ impl Rung {
 /// Where the credentials of a workload are.
 #[derive(Debug, Clone)]
 pub struct Credential {
-    /// The token file; it may be absent.
-    pub token: PathBuf,
+    /// The token.
+    pub token: TokenFile,
     /// The identity fact.
     pub identity: watch::Receiver<Identity>,
 }
@@ -65,23 +60,49 @@ impl Credential {
 
     /// The token as an `authorization` value, if there is one.
     pub(crate) fn bearer(&self) -> Option<Zeroizing<String>> {
-        let token = Zeroizing::new(fs::read_to_string(&self.token).ok()?);
+        let token = Zeroizing::new(fs::read_to_string(self.token.current()).ok()?);
         let token = token.trim();
         (!token.is_empty()).then(|| Zeroizing::new(format!("Bearer {token}")))
     }
 
-    /// Why the token is of no use at `now`, if that is plain from the file alone.
+    /// Why the token is of no use at `now`, if that is plain from the file alone, and the fix.
     pub(crate) fn token_is_dead(&self, now: SystemTime) -> Option<String> {
-        let file = self.token.display();
-        let Ok(text) = fs::read_to_string(&self.token).map(Zeroizing::new) else {
-            return Some(format!("no certificate is valid, and the token {file} cannot be read"));
+        let file = self.token.current().display();
+        let why = match fs::read_to_string(self.token.current()).map(Zeroizing::new) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.token.remove => {
+                format!("there is no token {file} (identity.removeToken: it is removed when it has served)")
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => format!("there is no token {file}"),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Some(format!(
+                    "no certificate is valid, and the user that we-agent runs as may not read the token {file}; \
+                     \"systemctl reload we-agent\" lets it"
+                ));
+            }
+            Err(error) => format!("the token {file} cannot be read ({})", error.kind()),
+            Ok(text) => match token::facts(&text) {
+                Err(error) => format!("{file}: {error}"),
+                Ok(facts) => {
+                    let expires = facts.expires.filter(|expires| *expires <= now)?;
+                    format!("the token {file} expired at {}", humantime::format_rfc3339_seconds(expires))
+                }
+            },
         };
-        match token::facts(&text) {
-            Err(error) => Some(format!("no certificate is valid, and {file}: {error}")),
-            Ok(facts) => facts.expires.filter(|expires| *expires <= now).map(|expires| {
-                let expired = humantime::format_rfc3339_seconds(expires);
-                format!("no certificate is valid, and the token {file} expired at {expired}")
-            }),
+        Some(format!("no certificate is valid, and {why}; {}", self.new_token()))
+    }
+
+    /// How to bring a new token in.
+    pub(crate) fn new_token(&self) -> String {
+        let make = "make a new bundle with istioctl and put its istio-token";
+        match self.token.standing_in().and_then(Path::file_name) {
+            None => format!("{make} in place"),
+            // A credential is copied when the service starts, and never again.
+            Some(id) => format!(
+                "{make} where the credential {} is loaded from, then \"systemctl restart we-agent\"; or put it to {}, which \
+                 needs no restart",
+                id.display(),
+                self.token.file.display()
+            ),
         }
     }
 

@@ -60,8 +60,8 @@ pub enum Error {
         /// An alert, or what the transport said.
         cause: String,
     },
-    /// There is nothing to authenticate with.
-    #[error("no credential is left: {0}; make a new bundle with istioctl and put its istio-token in place")]
+    /// There is nothing to authenticate with. Says the fix, too.
+    #[error("no credential is left: {0}")]
     Dead(String),
     /// An answer with a gRPC status.
     #[error("{call}: {meaning}{}{message:?} (code {code}); {fix}", if .meaning.is_empty() { "" } else { ": " })]

@@ -115,7 +115,8 @@ impl Istiod {
                 Err(error) => return Err(error),
             }
         }
-        Err(refused.unwrap_or_else(|| Error::Dead("neither certificate nor token".to_owned())))
+        Err(refused
+            .unwrap_or_else(|| Error::Dead(format!("neither certificate nor token; {}", self.credential.new_token()))))
     }
 
     /// Which of two refusals is told: the first, as it is about the better credential, unless everything is dead.
@@ -148,7 +149,7 @@ impl Istiod {
     fn unreadable_token(&self) -> Error {
         Error::Invalid(format!(
             "{}: not a token (it has characters that no header can carry)",
-            self.credential.token.display()
+            self.credential.token.current().display()
         ))
     }
 

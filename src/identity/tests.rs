@@ -82,6 +82,7 @@ impl Story {
             min_interval: Duration::from_secs(10),
             root: Root::new(host.path()),
             store: "/var/lib/we-agent/payments".into(),
+            token: TokenFile { remove: true, ..TokenFile::new(host.path().join("istio-token")) },
         };
         let running = tokio::spawn(run(script.clone(), wanted, || None, sender, local, clock, stop.clone()));
         Self { host, script, clock, fact, stop, running }

@@ -100,6 +100,9 @@ macro_rules! words {
     };
 }
 
+mod token;
+pub use token::{TokenReport, TokenState};
+
 words! {
     /// The state of an identity.
     IdentityState {
@@ -232,6 +235,9 @@ pub struct IdentityReport {
     pub renew_at: Option<Timestamp>,
     /// What is wrong, and the fix.
     pub cause: Option<String>,
+    /// What has become of the token.
+    #[serde(default)]
+    pub token: TokenReport,
 }
 
 /// The registration.

@@ -33,14 +33,21 @@ impl Grant {
     /// When there is no such user or group, or the name service fails.
     pub fn resolve(&self) -> Result<Access, DirError> {
         let user = |name: &str| User::from_name(name).map(|user| user.map(|user| user.uid.as_raw()));
-        let group = |name: &str| Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw()));
         let gid = match &self.group {
-            Some(name) => Some(number("group", name, group)?),
+            Some(name) => Some(group_number(name)?),
             None => (self.mode & 0o060 != 0).then(|| getegid().as_raw()),
         };
         let uid = self.owner.as_ref().map(|name| number("user", name, user)).transpose()?;
         Ok(Access { owner: uid, group: gid, mode: self.mode })
     }
+}
+
+/// The number of a group by its name or number. May block on a directory service.
+///
+/// # Errors
+/// When there is no such group, or the name service fails.
+pub fn group_number(name: &str) -> Result<u32, DirError> {
+    number("group", name, |name| Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw())))
 }
 
 fn number(
@@ -78,6 +85,11 @@ impl Access {
     /// One group, too, by its number: files 0640, directories 0750. The user that we-agent runs as must be a member.
     pub const fn group(gid: u32) -> Self {
         Self { owner: None, group: Some(gid), mode: 0o640 }
+    }
+
+    /// The user that we run as and one group: files 0640, directories 0750. What belonged to another user does so no more.
+    pub(super) fn shared(gid: u32) -> Self {
+        Self { owner: Some(geteuid().as_raw()), ..Self::group(gid) }
     }
 
     pub(super) fn file(self) -> Mode {

@@ -1,8 +1,11 @@
 //! A directory held open. Everything is done relative to its descriptor and nothing follows a link, so a path that is
 //! swapped under us leads nowhere.
 
+mod plain;
 mod socket;
 mod walk;
+
+pub use plain::Removal;
 
 use super::{Access, Root};
 use nix::{
@@ -47,6 +50,9 @@ pub enum DirError {
     /// Something else has the name that we need.
     #[error("{} is in the way: it was not made by we-agent; move it away", .0.display())]
     InTheWay(PathBuf),
+    /// A link, a pipe, or a file that has a second name: what it is cannot be told from its name.
+    #[error("{} is a link, or has a second name (ln), so it is left alone: put the file or directory itself there", .0.display())]
+    NotPlain(PathBuf),
     /// Only members of a group may give a file to it.
     #[error(
         "cannot give {} to group {gid}: make the user that we-agent runs as a member of that group; under systemd, add \
@@ -109,7 +115,7 @@ impl DirError {
             Self::Nobody { .. } => "no_such_account",
             Self::NameService { .. } => "name_service",
             Self::Io { .. } | Self::TooLong { .. } => "disk",
-            Self::Unsafe { .. } => "unsafe_path",
+            Self::Unsafe { .. } | Self::NotPlain(_) => "unsafe_path",
             Self::InTheWay(_) => "in_the_way",
         }
     }

@@ -1,19 +1,45 @@
 //! Noticing that a file was replaced.
 
-use std::{fs, os::unix::fs::MetadataExt, path::PathBuf, time::Duration};
+use nix::sys::stat::FileStat;
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// From one look to the next. Looking costs a system call a file, needs no descriptor that could run out (inotify has a
 /// limit per user), and is done only while somebody waits for a change.
 const EVERY: Duration = Duration::from_secs(2);
 
-/// What tells one version of a file from another: file, size, time. None when it is not there.
-type Stamp = Option<(u64, u64, i64, i64)>;
+/// What tells one version of a file from another. The time is that of the last change of content, owner or mode: a file
+/// that we may read by now is news, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    /// Of what `path` leads to; none when there is nothing that we can see.
+    pub fn of(path: &Path) -> Option<Self> {
+        let m = fs::metadata(path).ok()?;
+        Some(Self { inode: m.ino(), size: m.len(), changed: (m.ctime(), m.ctime_nsec()) })
+    }
+
+    /// Whether it is that of a file with these facts.
+    pub(super) fn is_of(&self, stat: &FileStat) -> bool {
+        let size = u64::try_from(stat.st_size);
+        (self.inode, Ok(self.size), self.changed) == (stat.st_ino, size, (stat.st_ctime, stat.st_ctime_nsec))
+    }
+}
 
 /// Watches a few files by looking at them.
 #[derive(Debug, Clone)]
 pub struct FileWatch {
     paths: Vec<PathBuf>,
-    seen: Vec<Stamp>,
+    seen: Vec<Option<Stamp>>,
 }
 
 impl FileWatch {
@@ -38,9 +64,8 @@ impl FileWatch {
     }
 }
 
-fn stamps(paths: &[PathBuf]) -> Vec<Stamp> {
-    let stamp = |path| fs::metadata(path).ok().map(|m| (m.ino(), m.len(), m.mtime(), m.mtime_nsec()));
-    paths.iter().map(stamp).collect()
+fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
+    paths.iter().map(|path| Stamp::of(path)).collect()
 }
 
 #[cfg(test)]
@@ -55,11 +80,13 @@ mod tests {
         let mut watch = FileWatch::new([file.clone()]);
         let limit = Duration::from_secs(5);
         assert!(tokio::time::timeout(limit, watch.changed()).await.is_err());
-        for change in [Some("one"), Some("longer"), None] {
-            match change {
-                Some(text) => fs::write(&file, text).unwrap(),
-                None => fs::remove_file(&file).unwrap(),
-            }
+        let mode = |mode| fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
+        let changes: [&dyn Fn(); 4] =
+            [&|| fs::write(&file, "one").unwrap(), &|| fs::write(&file, "longer").unwrap(), &|| mode(0o640), &|| {
+                fs::remove_file(&file).unwrap()
+            }];
+        for change in changes {
+            change();
             tokio::time::timeout(limit, watch.changed()).await.unwrap();
         }
         assert!(tokio::time::timeout(limit, watch.changed()).await.is_err());

@@ -1,8 +1,47 @@
-//! What a token says of itself. Nothing is verified here, that is istiod's work; it explains a refusal to a person.
+//! Where the token is, and what it says of itself. Nothing is verified here, that is istiod's work; it explains a refusal
+//! to a person.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
-use std::time::{Duration, SystemTime};
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+/// Where the token of a workload is. It is read anew each time and never kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenFile {
+    /// The file of the bundle. It may be missing.
+    pub file: PathBuf,
+    /// The credential of our service that stands in for a missing file: a copy that systemd made when the service started
+    /// (systemd.exec(5), `LoadCredential=`).
+    pub credential: Option<PathBuf>,
+    /// Whether the file is removed when it has served.
+    pub remove: bool,
+}
+
+impl TokenFile {
+    /// A file that stays, and no credential.
+    pub fn new(file: PathBuf) -> Self {
+        Self { file, credential: None, remove: false }
+    }
+
+    /// The one that counts at present.
+    pub fn current(&self) -> &Path {
+        self.standing_in().unwrap_or(&self.file)
+    }
+
+    /// The credential, if it counts at present.
+    pub fn standing_in(&self) -> Option<&Path> {
+        let missing = self.file.symlink_metadata().is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
+        self.credential.as_deref().filter(|_| missing)
+    }
+
+    /// Both places, to watch for changes.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        [&self.file].into_iter().chain(&self.credential).map(PathBuf::as_path)
+    }
+}
 
 /// Unverified claims of a token; never the token itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,13 +58,13 @@ pub struct TokenFacts {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
     /// Nothing but white space.
-    #[error("the token file is empty: put a new token there")]
+    #[error("the token file is empty")]
     Empty,
     /// Not three parts with dots between.
-    #[error("the token file holds no JWT (three parts with dots between): put a new token there")]
+    #[error("the token file holds no JWT (three parts with dots between)")]
     Shape,
     /// The middle part does not decode.
-    #[error("the token's claims cannot be read: put a new token there")]
+    #[error("the token's claims cannot be read")]
     Claims,
 }
 

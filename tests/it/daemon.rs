@@ -17,7 +17,8 @@ use we_agent::status::{Report, WorkloadReport};
 /// From one look at `status` to the next.
 const LOOK: Duration = Duration::from_millis(50);
 
-fn we_agent(host: &Host) -> Command {
+/// The program on this host.
+pub(crate) fn we_agent(host: &Host) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_we-agent"));
     command.env_clear().env("WE_AGENT_ROOT", host.path("/")).stdin(Stdio::null()).kill_on_drop(true);
     command

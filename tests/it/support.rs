@@ -56,10 +56,15 @@ impl Host {
 
     /// Starts the agent, in this process.
     pub(crate) async fn start(&self) -> Running {
+        self.start_with(None).await
+    }
+
+    /// Starts the agent with a directory of credentials, as systemd gives it.
+    pub(crate) async fn start_with(&self, credentials: Option<PathBuf>) -> Running {
         let root = Root::new(self.dir.path());
         let mut config = Config::load(&root, None).unwrap();
         config.admin_address = Some(SocketAddr::from(([127, 0, 0, 1], 0)));
-        let agent = Agent::bind(&root, config).await.unwrap();
+        let agent = Agent::bind(&root, config).await.unwrap().with_credentials(credentials);
         let (status, stop) = (agent.status(), CancellationToken::new());
         let admin = agent.admin_address().unwrap();
         Running { status, admin, task: tokio::spawn(agent.run(stop.clone())), stop }

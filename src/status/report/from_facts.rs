@@ -3,7 +3,7 @@
 use super::{
     AddressReport, CandidateReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport,
     IdentityState, MembershipReport, MembershipState, PublicationReport, RegistrationReport, RegistrationState,
-    ReloadReport, ReloadState, Timestamp, WorkloadReport,
+    ReloadReport, ReloadState, Timestamp, TokenReport, WorkloadReport,
 };
 use crate::status::{
     Addresses, Consumer, Health, Identity, Membership, Publication, Registration, Reload, Selection, Trouble,
@@ -99,6 +99,7 @@ impl IdentityReport {
             not_after: svid.map(|svid| Timestamp(svid.not_after())),
             renew_at: identity.renew_at.map(Timestamp),
             cause: cause(identity.trouble.as_ref().or(refusal)),
+            token: TokenReport::of(&identity.token),
         }
     }
 }

@@ -192,6 +192,7 @@ fn json_has_the_documented_words_and_reads_back() {
     w.identity.send_modify(|i| {
         i.current = Some(context());
         i.renew_at = Some(at(500));
+        i.token = Token::Stays { cause: "let us write there".to_owned() };
     });
     w.registration.send_replace(registered(None));
     let selection = Selection {
@@ -222,6 +223,7 @@ fn json_has_the_documented_words_and_reads_back() {
             "identity": {
                 "state": "valid", "serial": serial, "not_before": "1970-01-01T00:00:00Z",
                 "not_after": "1970-01-01T00:16:40Z", "renew_at": "1970-01-01T00:08:20Z", "cause": null,
+                "token": { "state": "stays", "cause": "let us write there" },
             },
             "registration": {
                 "state": "registered", "entry": "vms/payments-10.0.0.7", "since": "1970-01-01T00:00:03Z", "cause": null,

@@ -1,0 +1,98 @@
+//! Whether we may read a workload's token, and nobody else. Whoever is root mends both (`we-agent permit`).
+
+use crate::{
+    system::{FileWatch, Root},
+    workload::token::TokenFile,
+};
+use nix::unistd::getegid;
+use std::{
+    fs::{self, File},
+    io::ErrorKind,
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+/// Asks root to let us, and nobody else, read what is in `/etc/we-agent` by now: `we-agent-permit.path` waits for this file. Where nobody
+/// waits, nothing is lost.
+pub(super) fn ask_for_permission(root: &Root) {
+    // Told where it matters: with whatever cannot be read.
+    let _ = File::create(root.path("/run/we-agent/permit"));
+}
+
+/// Whether there is a file that the user that we run as may not read.
+pub(super) fn is_denied(file: &Path) -> bool {
+    File::open(file).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+}
+
+/// Looks at the token when it is there first, and again whenever it has changed.
+#[derive(Debug)]
+pub(super) struct TokenLook {
+    token: TokenFile,
+    watch: FileWatch,
+    first: bool,
+}
+
+impl TokenLook {
+    pub(super) fn new(token: &TokenFile) -> Self {
+        Self { token: token.clone(), watch: FileWatch::new(token.paths().map(Path::to_owned)), first: true }
+    }
+
+    pub(super) fn look(&mut self, workload: &str, root: &Root) {
+        if !self.watch.has_changed() && !std::mem::take(&mut self.first) {
+            return;
+        }
+        let file = self.token.current();
+        if is_denied(file) {
+            tracing::warn!(
+                workload,
+                "the user that we-agent runs as may not read the token {}: \"systemctl reload we-agent\" lets it",
+                file.display()
+            );
+        } else if let Some(who) = strangers(file) {
+            tracing::warn!(
+                workload,
+                "{who} may read the token {}: give it to root and the group of we-agent alone, mode 0640 (\"systemctl reload \
+                 we-agent\" does)",
+                file.display()
+            );
+        } else {
+            return;
+        }
+        ask_for_permission(root);
+    }
+}
+
+/// Who else may read the file, as far as its mode says.
+fn strangers(file: &Path) -> Option<String> {
+    let facts = fs::metadata(file).ok()?;
+    let ours = facts.gid() == 0 || facts.gid() == getegid().as_raw();
+    match facts.mode() {
+        mode if mode & 0o004 != 0 => Some(format!("everybody (mode {:04o})", mode & 0o777)),
+        mode if mode & 0o040 != 0 && !ours => Some(format!("group {} (mode {:04o})", facts.gid(), mode & 0o777)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_token_for_everybody_is_noticed() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let told = |mode| {
+            fs::set_permissions(file.path(), fs::Permissions::from_mode(mode)).unwrap();
+            strangers(file.path())
+        };
+        assert_eq!([0o600, 0o640].map(told), [None, None]);
+        assert_eq!(told(0o744).as_deref(), Some("everybody (mode 0744)"));
+        assert_eq!(strangers(&file.path().join("none")), None);
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(file.path(), None, Some(4242)).unwrap();
+            assert_eq!(told(0o640).as_deref(), Some("group 4242 (mode 0640)"));
+            assert_eq!(told(0o600), None);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! `we-agent wait`: returns when the workloads are ready. Units order themselves after it.
+
+use super::status;
+use crate::{status::Report, system::Root};
+use std::time::Duration;
+use tokio::time::{Instant, sleep, timeout_at};
+
+/// From one question to the next: a person does not notice it, and the daemon answers from memory.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// The time is over.
+#[derive(Debug, thiserror::Error)]
+#[error("not ready within {}: {cause}", humantime::format_duration(*.within))]
+pub(super) struct NotReady {
+    within: Duration,
+    cause: String,
+}
+
+/// Asks the daemon until `workloads` (all of the host, if none is named) are ready, and gives the line to say then. A
+/// daemon that does not answer yet is waited for, too. Without a limit this can last for ever.
+///
+/// # Errors
+/// When the time is over: [`NotReady`], or [`status::Unreachable`] if the daemon does not answer. At once when it is not
+/// for us to ask.
+pub(super) async fn wait(root: &Root, workloads: &[String], limit: Option<Duration>) -> anyhow::Result<String> {
+    let end = limit.map(|limit| Instant::now() + limit);
+    loop {
+        let error = match status::fetch(root).await {
+            Ok(report) => match lacking(&report, workloads) {
+                None => return Ok(report.summary()),
+                Some(cause) => anyhow::Error::from(NotReady { within: limit.unwrap_or_default(), cause }),
+            },
+            Err(error) if error.is_denied() => return Err(error.into()),
+            Err(error) => error.into(),
+        };
+        match end {
+            None => sleep(LOOK).await,
+            Some(end) if timeout_at(end, sleep(LOOK)).await.is_err() => return Err(error),
+            Some(_) => {}
+        }
+    }
+}
+
+/// What keeps `workloads` from being ready; none when they are.
+fn lacking(report: &Report, workloads: &[String]) -> Option<String> {
+    if workloads.is_empty() {
+        return (!report.ready).then(|| report.summary());
+    }
+    workloads.iter().find_map(|name| match report.workloads.iter().find(|w| w.name == *name) {
+        None => Some(format!("there is no workload {name}; put its bundle into /etc/we-agent/{name}/")),
+        Some(w) if !w.ready => Some(format!("{name}: {}", w.cause.as_deref().unwrap_or("not ready"))),
+        Some(_) => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::status::{Timestamp, WorkloadReport};
+    use std::time::UNIX_EPOCH;
+
+    fn report(workloads: &[(&str, Option<&str>)]) -> Report {
+        let workloads: Vec<_> = workloads
+            .iter()
+            .map(|(name, cause)| WorkloadReport {
+                name: (*name).to_owned(),
+                spiffe_id: None,
+                ready: cause.is_none(),
+                cause: cause.map(str::to_owned),
+                identity: Default::default(),
+                registration: Default::default(),
+                membership: Default::default(),
+                health: Default::default(),
+                address: Default::default(),
+                files: Vec::new(),
+                consumers: Vec::new(),
+                reloads: Vec::new(),
+                ignored: Vec::new(),
+                broken: Vec::new(),
+            })
+            .collect();
+        let ready = !workloads.is_empty() && workloads.iter().all(|w| w.ready);
+        let cause = (!ready).then(|| "orders: no token".to_owned());
+        Report { version: "1".to_owned(), time: Timestamp(UNIX_EPOCH), ready, cause, workloads }
+    }
+
+    #[test]
+    fn all_or_the_named_ones_are_waited_for() {
+        let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let half = report(&[("orders", Some("no token")), ("payments", None)]);
+        assert_eq!(lacking(&half, &named(&["payments"])), None);
+        assert_eq!(lacking(&half, &named(&["payments", "orders"])).as_deref(), Some("orders: no token"));
+        let all = lacking(&half, &[]).unwrap();
+        assert!(all.starts_with("1 of 2 workloads ready; orders: no token"), "{all}");
+        assert!(lacking(&half, &named(&["cart"])).unwrap().starts_with("there is no workload cart"));
+        assert_eq!(lacking(&report(&[("payments", None)]), &[]), None);
+        assert!(lacking(&report(&[]), &[]).is_some(), "a host without workloads is not ready");
+    }
+}

@@ -1,0 +1,36 @@
+//! What has become of the bundle's token.
+
+use crate::status::Token;
+use serde::{Deserialize, Serialize};
+
+words! {
+    /// The state of a token.
+    TokenState {
+        /// It stays where it was put, or has not served yet.
+        #[default]
+        Kept = "kept",
+        /// It has served and was removed, as configured.
+        Removed = "removed",
+        /// It has served and was to be removed, but could not be.
+        Stays = "stays",
+    }
+}
+
+/// The token.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenReport {
+    /// `kept`, `removed` or `stays`.
+    pub state: TokenState,
+    /// Why it stays although it was to be removed, and the fix.
+    pub cause: Option<String>,
+}
+
+impl TokenReport {
+    pub(super) fn of(token: &Token) -> Self {
+        match token {
+            Token::Kept => Self::default(),
+            Token::Removed => Self { state: TokenState::Removed, cause: None },
+            Token::Stays { cause } => Self { state: TokenState::Stays, cause: Some(cause.clone()) },
+        }
+    }
+}

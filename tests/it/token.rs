@@ -1,0 +1,96 @@
+//! The token: removed when it has served, and who may read it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use crate::{
+    daemon::we_agent,
+    rotation::{TOKEN, lab, uid},
+    support::{Host, SOON},
+};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    time::Duration,
+};
+use we_agent::status::{IdentityState, TokenState};
+use we_lab::{Fault, Lab};
+
+fn host(lab: &Lab) -> Host {
+    Host::new()
+        .bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"))
+        .config("defaults: {identity: {removeToken: true}, renewal: {minInterval: 100ms}}")
+}
+
+#[tokio::test]
+async fn it_goes_when_it_has_served_and_so_does_the_next_one() {
+    let lab = lab().ttl(Duration::from_secs(3600)).spawn().await.unwrap();
+    let host = host(&lab);
+    lab.inject(Fault::CaRefuses(14));
+    let mut agent = host.start().await;
+    let w = agent.until("payments", "refused", |w| w.identity.cause.is_some()).await;
+    assert_eq!((w.identity.token.state, host.path(TOKEN).exists()), (TokenState::Kept, true));
+    lab.heal_all();
+    let w = agent.ready("payments").await;
+    assert_eq!(w.identity.token.state, TokenState::Removed, "{w:#?}");
+    assert!(!host.path(TOKEN).exists());
+    let uid_before = uid(&lab);
+    agent.stop().await;
+
+    // The restart needs none, and a token that is not needed stays.
+    let mut agent = host.start().await;
+    let w = agent.ready("payments").await;
+    assert_eq!((w.identity.token.state, uid(&lab)), (TokenState::Removed, uid_before));
+    fs::write(host.path(TOKEN), lab.token("vms", "payments-sa", Duration::from_secs(600)).unwrap()).unwrap();
+    agent.until("payments", "kept", |w| w.identity.token.state == TokenState::Kept).await;
+    agent.stop().await;
+    assert!(host.path(TOKEN).exists());
+
+    // The certificate is lost: the one line says what to do, and the token that comes is used and goes.
+    fs::remove_file(host.path(TOKEN)).unwrap();
+    fs::remove_dir_all(host.path("/var/lib/we-agent/payments")).unwrap();
+    let mut agent = host.start().await;
+    let w = agent.until("payments", "dead", |w| w.identity.state == IdentityState::Dead).await;
+    let cause = w.cause.unwrap();
+    assert!(cause.contains("there is no token") && cause.contains("make a new bundle with istioctl"), "{cause}");
+    fs::write(host.path(TOKEN), lab.token("vms", "payments-sa", Duration::from_secs(600)).unwrap()).unwrap();
+    let w = agent.ready("payments").await;
+    assert_eq!((w.identity.token.state, host.path(TOKEN).exists()), (TokenState::Removed, false));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_not_durable_keeps_its_token() {
+    let lab = lab().spawn().await.unwrap();
+    let host = host(&lab);
+    // A file where the store's directory has to be.
+    fs::create_dir_all(host.path("/var/lib/we-agent")).unwrap();
+    fs::write(host.path("/var/lib/we-agent/payments"), "").unwrap();
+    let mut agent = host.start().await;
+    let w = agent.until("payments", "valid", |w| w.identity.state == IdentityState::Valid).await;
+    assert!(w.identity.cause.as_deref().unwrap().contains("a restart would lose it"), "{w:#?}");
+    assert_eq!((w.identity.token.state, host.path(TOKEN).exists()), (TokenState::Kept, true));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn permit_is_for_the_group_of_the_agent() {
+    let lab = lab().spawn().await.unwrap();
+    let host = host(&lab);
+    fs::set_permissions(host.path(TOKEN), fs::Permissions::from_mode(0o744)).unwrap();
+    let run = async |group: &str| {
+        let output = tokio::time::timeout(SOON, we_agent(&host).args(["permit", "--group", group]).output()).await;
+        let output = output.expect("it hangs").unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (code, said) = run("no-such-group").await;
+    assert!(code == Some(1) && said.contains("this host knows no group no-such-group"), "{code:?} {said}");
+    let group = nix::unistd::getegid().as_raw();
+    assert_eq!(run(&group.to_string()).await, (Some(0), String::new()));
+    let facts = |path: &str| {
+        let m = fs::metadata(host.path(path)).unwrap();
+        (m.mode() & 0o7777, m.uid(), m.gid())
+    };
+    let us = nix::unistd::geteuid().as_raw();
+    assert_eq!(facts(TOKEN), (0o640, us, group));
+    assert_eq!(facts("/etc/we-agent/payments"), (0o770, us, group), "its token is to be removed");
+}
