@@ -14,7 +14,7 @@ use crate::{
     bundle::{self, Bundle, BundleDir},
     config::Config,
     status::{Status, WorkloadStatus, Workloads},
-    system::{FileWatch, Listeners, Root, going_down},
+    system::{Commands, FileWatch, Listeners, Root, going_down},
     workload::{HostFacts, Workload},
 };
 use std::{
@@ -48,6 +48,7 @@ pub struct Agent {
     workloads: watch::Sender<Workloads>,
     listeners: Listeners,
     credentials: Option<PathBuf>,
+    commands: Commands,
 }
 
 impl Agent {
@@ -59,8 +60,16 @@ impl Agent {
         let (workloads, receiver) = watch::channel(Workloads::default());
         let status = Status::new(receiver);
         let admin = Admin::bind(root, config.admin_address, status.clone()).await?;
-        let listeners = Listeners::default();
-        Ok(Self { root: root.clone(), config, admin, status, workloads, listeners, credentials: None })
+        Ok(Self {
+            root: root.clone(),
+            config,
+            admin,
+            status,
+            workloads,
+            listeners: Listeners::default(),
+            credentials: None,
+            commands: Commands::default(),
+        })
     }
 
     /// Serves on what the service manager has passed, instead of sockets of its own.
@@ -76,6 +85,12 @@ impl Agent {
         Self { credentials, ..self }
     }
 
+    /// Has probes and hooks run their commands there, instead of by itself.
+    #[must_use]
+    pub fn with_commands(self, commands: Commands) -> Self {
+        Self { commands, ..self }
+    }
+
     /// The loopback address that is served.
     pub fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.address()
@@ -88,13 +103,14 @@ impl Agent {
 
     /// Runs until `stop`.
     pub async fn run(self, stop: CancellationToken) {
-        let Self { root, config, admin, status, workloads, listeners, credentials } = self;
+        let Self { root, config, admin, status, workloads, listeners, credentials, commands } = self;
         let stopped = CancellationToken::new();
         let (beat, heart) = watch::channel(Instant::now());
         let alive = move || heart.borrow().elapsed() < ALIVE;
         let supervisor = admin::supervise(status, config.ready_timeout, alive, stop.clone());
         let served = admin.run(stopped.clone());
-        let mut floor = Floor { root, config, workloads, beat, listeners, credentials, slots: BTreeMap::new() };
+        let mut floor =
+            Floor { root, config, workloads, beat, listeners, credentials, commands, slots: BTreeMap::new() };
         let units = async {
             floor.run(stop).await;
             stopped.cancel();
@@ -141,6 +157,7 @@ struct Floor {
     listeners: Listeners,
     /// Where the credentials of the service are.
     credentials: Option<PathBuf>,
+    commands: Commands,
     slots: BTreeMap<String, Slot>,
 }
 
@@ -276,7 +293,7 @@ impl Floor {
         let key = Key::of(&workload);
         let mut token = TokenLook::new(&workload.token);
         token.look(name, &self.root);
-        let unit = Unit::start(workload, settings, &self.root, &self.listeners, stop, leaving);
+        let unit = Unit::start(workload, settings, &self.root, &self.listeners, &self.commands, stop, leaving);
         Slot::Running { unit: Box::new(unit), token, key }
     }
 

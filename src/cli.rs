@@ -8,12 +8,12 @@ use crate::{
     agent::Agent,
     bundle,
     config::{Config, ConfigError},
-    system::{self, Listeners, Root},
+    system::{self, Commands, Listeners, Root},
     telemetry::{self, LogFilter, LogFormat},
 };
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use std::{io::Write, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::Write, os::fd::AsFd, path::PathBuf, process::ExitCode, time::Duration};
 
 /// Brings this machine into an Istio mesh, and keeps it there.
 ///
@@ -55,6 +55,8 @@ pub enum Command {
     /// 0750). The units run it as root: at each start and reload of we-agent.service, and when a bundle that the daemon may
     /// not read has come. It follows no link.
     Permit(PermitArgs),
+    /// Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook
+    Exec,
 }
 
 /// Options of `run`.
@@ -71,6 +73,10 @@ pub struct RunArgs {
     /// What to log: error, warn, info, debug, trace, or target=level pairs; wins over log.level of the configuration
     #[arg(long, value_name = "LEVEL")]
     log_level: Option<LogFilter>,
+    /// Socket of the runner that commands of probes and hooks are handed to (we-agent-exec.socket), taken as it is;
+    /// without one, the daemon runs them itself
+    #[arg(long, value_name = "PATH", env = "WE_AGENT_EXEC_SOCKET")]
+    exec_socket: Option<PathBuf>,
 }
 
 /// Options of `status`.
@@ -160,7 +166,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Run(_) => Listeners::from_service_manager().context(
             "the sockets of the service manager (LISTEN_FDS) cannot be taken over; unset LISTEN_PID to start without",
         )?,
-        Command::Status(_) | Command::Wait(_) => Listeners::default(),
+        Command::Status(_) | Command::Wait(_) | Command::Exec => Listeners::default(),
         Command::Permit(args) => return permit(args),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -170,6 +176,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             Command::Status(args) => show(args).await,
             Command::Wait(args) => wait(args).await,
             Command::Permit(args) => permit(&args),
+            Command::Exec => Ok(system::serve_command(std::io::stdin().as_fd()).await?),
         }
     })
 }
@@ -181,7 +188,9 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     let stop = system::shutdown()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let agent = Agent::bind(&root, config).await?.with_listeners(listeners).with_credentials(credentials);
+    let commands = args.exec_socket.map_or(Commands::Direct, Commands::Runner);
+    let agent = Agent::bind(&root, config).await?;
+    let agent = agent.with_listeners(listeners).with_credentials(credentials).with_commands(commands);
     if let Some(address) = agent.admin_address() {
         tracing::info!("readiness and metrics are on http://{address}");
     }

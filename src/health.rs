@@ -14,6 +14,7 @@ mod tls;
 
 use crate::{
     status::{Addresses, Health},
+    system::Commands,
     workload::ReadinessProbe,
 };
 use prober::Prober;
@@ -31,11 +32,13 @@ use tracing::{info, warn};
 const LONGEST_TEXT: usize = 1024;
 
 /// What this host decides about probes; the rest is the WorkloadGroup's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProbeSettings {
     /// Commands may be run. Without this consent an exec probe parks the verdict: who administers the mesh must not
     /// thereby get a shell on the host.
     pub allow_exec: bool,
+    /// Who runs them.
+    pub commands: Commands,
     /// HTTPS probes verify the certificate against the roots of the operating system (`SSL_CERT_FILE` is obeyed).
     pub verify_tls: bool,
     /// Probe `localhost` rather than the workload's address (`REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION`, which

@@ -18,7 +18,7 @@ mod unit;
 mod watch;
 
 pub use access::{Access, Grant, group_number};
-pub use command::{CommandError, run_command, words};
+pub use command::{CommandError, Commands, RunnerError, Why, serve_command, words};
 pub use dir::{Dir, DirError, Removal};
 pub use listen::Listeners;
 pub use peer::{Account, Allow, Peer, user_name};

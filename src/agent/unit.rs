@@ -14,7 +14,7 @@ use crate::{
         Addresses, Consumers, Facts, Health, Identity, Membership, Publication, Registration, Reload, Trouble,
         WorkloadStatus,
     },
-    system::{FileWatch, Listeners, Resolver, Root, Units},
+    system::{Commands, FileWatch, Listeners, Resolver, Root, Units},
     time::Clock,
     workload::{Locality, Overrides, Workload},
 };
@@ -44,6 +44,7 @@ impl Unit {
         settings: WorkloadConfig,
         root: &Root,
         listeners: &Listeners,
+        commands: &Commands,
         stop: &CancellationToken,
         leaving: &watch::Receiver<bool>,
     ) -> Self {
@@ -68,8 +69,10 @@ impl Unit {
             (watch::Sender::new(Publication::default()), watch::Sender::new(Consumers::default()));
         let mut publications: Vec<_> = outputs.iter().map(|(name, _, fact)| (name.clone(), fact.subscribe())).collect();
         publications.extend(settings.socket.enabled.then(|| ("socket".to_owned(), socket.subscribe())));
-        let hooks: Vec<_> =
-            hooks(&settings.hooks, root).into_iter().map(|hook| (hook, watch::Sender::new(Reload::None))).collect();
+        let hooks: Vec<_> = hooks(&settings.hooks, root, commands)
+            .into_iter()
+            .map(|hook| (hook, watch::Sender::new(Reload::None)))
+            .collect();
         let facts = Facts {
             identity: identity.subscribe(),
             registration: registration.subscribe(),
@@ -109,6 +112,7 @@ impl Unit {
         );
         let probes = ProbeSettings {
             allow_exec: settings.health.allow_exec,
+            commands: commands.clone(),
             verify_tls: settings.health.verify_tls,
             localhost: workload.probe_localhost,
         };
@@ -216,7 +220,7 @@ fn own_dir(workload: &Workload) -> PathBuf {
 }
 
 /// What is done after a switch. Of several hooks with the same program each has its place in the name.
-fn hooks(hooks: &[HookConfig], root: &Root) -> Vec<Hook> {
+fn hooks(hooks: &[HookConfig], root: &Root, commands: &Commands) -> Vec<Hook> {
     let name = |i: usize, hook: &HookConfig| match hooks[..i].iter().filter(|other| other.name() == hook.name()).count()
     {
         0 => hook.name().to_owned(),
@@ -231,7 +235,7 @@ fn hooks(hooks: &[HookConfig], root: &Root) -> Vec<Hook> {
         })
     };
     let action = |hook: &HookConfig| match &hook.action {
-        HookAction::Command(command) => Action::Command(command.clone()),
+        HookAction::Command(command) => Action::Command { commands: commands.clone(), command: command.clone() },
         HookAction::Unit(unit) => Action::Unit { root: root.clone(), unit: unit.clone() },
     };
     let hooks = hooks.iter().enumerate();

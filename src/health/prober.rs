@@ -7,7 +7,10 @@ use super::{
     http::{self, Get},
     tls::Tls,
 };
-use crate::workload::{ProbeMethod, ReadinessProbe};
+use crate::{
+    system::Commands,
+    workload::{ProbeMethod, ReadinessProbe},
+};
 use std::{net::IpAddr, time::Duration};
 use tokio::time::{Instant, timeout};
 
@@ -21,7 +24,7 @@ pub(super) struct Prober {
 enum Method {
     Http(Get),
     Tcp { host: Option<String>, port: u16 },
-    Exec(Vec<String>),
+    Exec(Commands, Vec<String>),
     Grpc { port: u16, service: String },
 }
 
@@ -37,7 +40,7 @@ impl Prober {
                 Method::Http(Get { path, port, host, https, headers, tls })
             }
             ProbeMethod::Tcp { host, port } => Method::Tcp { host, port },
-            ProbeMethod::Exec { command } if settings.allow_exec => Method::Exec(command),
+            ProbeMethod::Exec { command } if settings.allow_exec => Method::Exec(settings.commands, command),
             ProbeMethod::Exec { .. } => {
                 return Err("the readiness probe runs a command, and this host has not agreed to that: set `health: \
                             {allowExec: true}` for this workload or under `defaults` in /etc/we-agent/we-agent.yaml, \
@@ -58,7 +61,7 @@ impl Prober {
         match &self.method {
             Method::Http(get) => http::probe(get, &default, Instant::now() + self.timeout).await,
             Method::Tcp { host, port } => tcp(host.as_ref().unwrap_or(&default), *port, self.timeout).await,
-            Method::Exec(command) => exec::probe(command, self.timeout).await,
+            Method::Exec(commands, command) => exec::probe(commands, command, self.timeout).await,
             Method::Grpc { port, service } => grpc::probe(&default, *port, service, self.timeout).await,
         }
     }

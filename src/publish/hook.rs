@@ -13,7 +13,7 @@ pub use switches::Switches;
 use crate::{
     spiffe::X509Context,
     status::{Reload, Trouble},
-    system::{Root, reload_unit, run_command},
+    system::{Commands, Root, Why, reload_unit},
     time::{Backoff, Clock},
 };
 use look::Stale;
@@ -31,8 +31,13 @@ const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs
 /// What is done after a switch.
 #[derive(Debug, Clone)]
 pub enum Action {
-    /// A command: program and arguments, run without a shell as the agent's user (see [`run_command`]).
-    Command(Vec<String>),
+    /// A command, run without a shell (see [`Commands::run`]).
+    Command {
+        /// Who runs it.
+        commands: Commands,
+        /// Program and arguments.
+        command: Vec<String>,
+    },
     /// A systemd unit to reload, which the host has agreed to (see [`reload_unit`]).
     Unit {
         /// Where the host's files are.
@@ -129,9 +134,13 @@ impl Hook {
 
     async fn act(&self) -> Result<(), String> {
         match &self.action {
-            Action::Command(command) => run_command(command, self.deadline).await.map_err(|error| {
-                format!("{error}; run the hook by hand, as the user that we-agent runs as, to see what it says")
-            }),
+            Action::Command { commands, command } => {
+                commands.run(command, self.deadline).await.map_err(|error| match (&error.why, error.said.as_str()) {
+                    (Why::Runner(_), _) => error.to_string(),
+                    (_, "") => format!("{error}; run the hook by hand, as {}, to see why", commands.user()),
+                    (_, said) => format!("{error}, after it said: {said}; it was run as {}", commands.user()),
+                })
+            }
             Action::Unit { root, unit } => reload_unit(root, unit, self.deadline).await.map_err(|e| e.to_string()),
         }
     }

@@ -9,7 +9,7 @@
 mod target;
 
 use serde_json::{Value, json};
-use std::{fs, path::Path, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
 use target::Target;
 use tokio::{
     sync::watch,
@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use we_agent::{
     health::{self, ProbeSettings},
     status::{Addresses, Health},
+    system::Commands,
     workload::{ProbeMethod, ReadinessProbe},
 };
 
@@ -148,8 +149,10 @@ fn essence(event: &Value, here: &dyn Fn(&str) -> String) -> Option<Value> {
     }
 }
 
-async fn play(case: String, recording: Value) {
+async fn play(case: String, recording: Value, commands: Commands) {
     let (target, dir) = (Target::start().await, tempfile::tempdir().unwrap());
+    // Commands write there, as whoever runs them.
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
     let dir_name = dir.path().display().to_string();
     let here = |text: &str| translate(text, &target.ports, &dir_name);
     let port = |recorded: u64| target.ports.iter().find(|(r, _)| u64::from(*r) == recorded).unwrap().1;
@@ -173,6 +176,7 @@ async fn play(case: String, recording: Value) {
     let primary = if given.contains("203.0.113.7") { "203.0.113.7" } else { "127.0.0.1" };
     let settings = ProbeSettings {
         allow_exec: true,
+        commands,
         verify_tls: false,
         localhost: given.contains("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION=true"),
     };
@@ -234,15 +238,28 @@ async fn play(case: String, recording: Value) {
 
 #[tokio::test]
 async fn every_recorded_probe() {
+    assert_eq!(play_all(|_| true, &Commands::Direct).await, 45);
+}
+
+/// Plays the recordings of exec probes, and says how many there are.
+pub(crate) async fn every_recorded_command(commands: &Commands) -> usize {
+    play_all(|case| case.starts_with("exec-"), commands).await
+}
+
+async fn play_all(wanted: impl Fn(&str) -> bool, commands: &Commands) -> usize {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/bundle/probes");
     let mut cases = JoinSet::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        let recording = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
-        cases.spawn(play(path.file_stem().unwrap().to_str().unwrap().to_owned(), recording));
+        let case = path.file_stem().unwrap().to_str().unwrap().to_owned();
+        if wanted(&case) {
+            let recording = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+            cases.spawn(play(case, recording, commands.clone()));
+        }
     }
-    assert_eq!(cases.len(), 45);
+    let count = cases.len();
     while let Some(ended) = cases.join_next().await {
         ended.unwrap();
     }
+    count
 }

@@ -13,6 +13,7 @@ mod crash;
 mod credentials;
 mod daemon;
 mod demo;
+mod exec;
 mod faults;
 mod files;
 mod generated;

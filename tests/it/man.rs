@@ -32,6 +32,9 @@ const SIGNALS: &str = r".SH ENVIRONMENT
 .TP
 WE_AGENT_ROOT
 As \-\-root, which wins.
+.TP
+WE_AGENT_EXEC_SOCKET
+As \-\-exec\-socket of run, which wins.
 .SH SIGNALS
 .TP
 SIGTERM, SIGINT

@@ -24,6 +24,10 @@ fn issue() -> Arc<X509Context> {
     X509Context::from_answer(&ID.parse().unwrap(), key, &answer, now).unwrap()
 }
 
+fn run(command: &[&str]) -> Action {
+    Action::Command { commands: Commands::Direct, command: command.iter().map(ToString::to_string).collect() }
+}
+
 /// A workload with one publisher, and hooks that follow it.
 struct Stage {
     dir: tempfile::TempDir,
@@ -57,7 +61,7 @@ impl Stage {
     fn noting(&self, script: &str) -> Action {
         let log = self.log().display().to_string();
         let script = format!("echo begin >>{log}; {script}; echo end >>{log}");
-        Action::Command(["/bin/sh", "-c", &script].map(str::to_owned).to_vec())
+        run(&["/bin/sh", "-c", &script])
     }
 
     fn start(&self, action: Action, verify: Option<Verify>) -> (watch::Receiver<Reload>, JoinHandle<()>) {
@@ -128,7 +132,7 @@ async fn the_end_of_the_agent_ends_the_hook() {
 #[tokio::test(start_paused = true)]
 async fn a_hook_that_fails_is_tried_again_and_says_since_when() {
     let stage = Stage::new();
-    let (mut seen, _task) = stage.start(Action::Command(vec!["/nosuch/reload".to_owned()]), None);
+    let (mut seen, _task) = stage.start(run(&["/nosuch/reload"]), None);
     let context = issue();
     stage.switch(&context);
     let begun = Instant::now();
