@@ -48,6 +48,25 @@ fn the_manual_page_is_fresh() -> Result<(), Box<dyn Error>> {
     fresh("packaging/we-agent.8", &page(&command)?)
 }
 
+/// The example is the reference: every key with its default and what it is for.
+#[test]
+fn the_manual_page_of_the_configuration_is_fresh() -> Result<(), Box<dyn Error>> {
+    let example = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/we-agent.yaml"))?;
+    let mut page = concat!(
+        ".TH we-agent.yaml 5 \"\" \"we-agent ",
+        env!("CARGO_PKG_VERSION"),
+        "\" \"File Formats\"\n.SH NAME\nwe\\-agent.yaml \\- configuration of we\\-agent\n.SH SYNOPSIS\n\
+         /etc/we\\-agent/we\\-agent.yaml\n.SH DESCRIPTION\nThe file as the package brings it:\n.PP\n.nf\n"
+    )
+    .to_owned();
+    for line in example.lines() {
+        // A point or an apostrophe at the beginning of a line would be a request; \\& is nothing.
+        page += &format!("\\&{}\n", line.replace('\\', "\\e").replace('-', "\\-"));
+    }
+    page += ".fi\n.SH SEE ALSO\n.BR we\\-agent (8)\n";
+    fresh("packaging/we-agent.yaml.5", &page)
+}
+
 #[test]
 fn the_completions_are_fresh() -> Result<(), Box<dyn Error>> {
     // Named as each shell looks for it.
