@@ -45,14 +45,14 @@ impl TokenLook {
         if is_denied(file) {
             tracing::warn!(
                 workload,
-                "the user that we-agent runs as may not read the token {}: \"systemctl reload we-agent\" lets it",
+                "the user that we-agent runs as may not read the token {}: \"we-agent permit\", run as root, lets it",
                 file.display()
             );
         } else if let Some(who) = strangers(file) {
             tracing::warn!(
                 workload,
-                "{who} may read the token {}: give it to root and the group of we-agent alone, mode 0640 (\"systemctl reload \
-                 we-agent\" does)",
+                "{who} may read the token {}: give it to root and the group of we-agent alone, mode 0640 (\"we-agent permit\", \
+                 run as root, does)",
                 file.display()
             );
         } else {

@@ -39,7 +39,7 @@ pub enum Problem {
     Missing(&'static str),
     /// A file cannot be read.
     #[error(
-        "cannot be read ({0}): give the agent's user access to the file and its directories (\"systemctl reload we-agent\" does)"
+        "cannot be read ({0}): give the agent's user access to the file and its directories (\"we-agent permit\", run as root, does)"
     )]
     Unreadable(std::io::ErrorKind),
     /// Not a regular file.

@@ -76,7 +76,7 @@ impl Credential {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Some(format!(
                     "no certificate is valid, and the user that we-agent runs as may not read the token {file}; \
-                     \"systemctl reload we-agent\" lets it"
+                     \"we-agent permit\", run as root, lets it"
                 ));
             }
             Err(error) => format!("the token {file} cannot be read ({})", error.kind()),
