@@ -51,6 +51,7 @@ lab_start() {
     # Not by the function: the number that is kept must be the program's.
     "$here/machine.sh" beside "$name" "$WE_LAB" serve --dir "$out/lab" --listen 127.0.0.1:15012 --ttl 16s --grace 90s \
         --group-file "$here/groups/payments.yaml" --group-file "$here/groups/batch.yaml" \
+        --group-file "$here/groups/vault.yaml" --group-file "$here/groups/sealed.yaml" \
         --service pay.example.com:80:8080:app=payments <>"$out/orders" >>"$out/events" 2>&1 &
     lab=$!
     count 1 '"address"' "$out/events"
@@ -66,8 +67,7 @@ bundle() {
 # copy_bundle GROUP DIR: copies it as root does it, token 0600 and all.
 copy_bundle() {
     chmod 600 "$out/bundle/$1/istio-token" &&
-        tar -C "$out/bundle/$1" --owner=0 --group=0 -c . | inside "mkdir -p '$2' && tar -C '$2' -xp
-            systemctl cat we-agent-permit.path >/dev/null 2>&1 || { chgrp -R we-agent '$2'; chmod -R g+rX '$2'; }"
+        tar -C "$out/bundle/$1" --owner=0 --group=0 -c . | inside "mkdir -p '$2' && tar -C '$2' -xp"
 }
 # events PATTERN: how many of its events say so.
 events() { grep -cE "$1" "$out/events"; }
@@ -99,13 +99,18 @@ trap 'exit 130' INT TERM HUP
 
 main() { # read whole before it runs, so that an edit does not disturb it
     local root file
-    root=$("$here/root.sh" "$suite") && machine up "$root" || { echo "NOT OK  $suite/$format no machine"; exit 1; }
+    if ! { root=$("$here/root.sh" "$suite") && machine up "$root"; }; then
+        echo "NOT OK  $suite/$format no machine"
+        exit 1
+    fi
     machine push "$here"/inside/* "$package" "$next" /root
     package=/root/${package##*/} next=/root/${next##*/}
     systemd=$(inside 'systemctl --version' | sed -n '1s/systemd \([0-9]*\).*/\1/p')
     echo "# $suite: systemd $systemd, $format"
-    . "$here/$format.sh"
-    for file in "$here"/checks/*.sh; do . "$file"; done
+    for file in "$here/$format.sh" "$here"/checks/*.sh; do
+        # shellcheck disable=SC1090
+        . "$file"
+    done
     rm -f "$out/orders" "$out/last"
     echo "$passed passed, $failed failed, $skipped skipped"
     [[ $failed = 0 ]]

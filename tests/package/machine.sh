@@ -36,13 +36,14 @@ within() {
 
 # One control group in each tree in which systemd keeps its units: the second one exists on hybrid hosts only.
 groups() {
-    local tree path
+    local tree path mount
     while IFS=: read -r _ tree path; do
+        mount=
         case $tree in
-            '') findmnt --noheadings --output TARGET --types cgroup2 ;;
-            name=systemd) findmnt --noheadings --output TARGET --types cgroup --options name=systemd ;;
-            *) continue ;;
-        esac | sed -n "1s|\$|${path%/}/we-agent-$name|p"
+            '') mount=$(findmnt --first-only --noheadings --output TARGET --types cgroup2) ;;
+            name=systemd) mount=$(findmnt --first-only --noheadings --output TARGET --types cgroup --options name=systemd) ;;
+        esac
+        [[ -z $mount ]] || echo "$mount${path%/}/we-agent-$name"
     done </proc/self/cgroup
 }
 
@@ -126,7 +127,8 @@ case $verb in
     beside) exec nsenter --target "$(leader)" --net -- "$@" ;;
     push)
         for file in "${@:1:$#-1}"; do
-            enter install -m "$(stat -c %a "$file")" /dev/stdin "${*: -1}/${file##*/}" <"$file"
+            mode=$(stat -c %a "$file")
+            enter install -m "$mode" /dev/stdin "${*: -1}/${file##*/}" <"$file"
         done
         ;;
     reboot | cut)

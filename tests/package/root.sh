@@ -26,9 +26,8 @@ trap 'rm -rf --one-file-system "$work"' EXIT
 here=$(. /etc/os-release && echo "$VERSION_CODENAME")
 sources=()
 for file in /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources}; do
-    if [[ -f $file ]] && grep -qE "^(Suites:|deb ).*\<$here(-updates|-security)?\>" "$file"; then
-        # Another program's repository has a release of the same name, but not Debian's key and components.
-        grep -qE 'debian' "$file" && ! grep -q 'packages\.' "$file" || continue
+    # Not the repository of another program, which can have a release of the same name in its own.
+    if [[ -f $file ]] && grep -qE "^(Suites:|deb ).*[ /]$here(-updates|-security)?( |$)" "$file"; then
         sources+=("$work/${#sources[@]}.${file##*.}")
         sed "s/\<$here\>/$suite/g" "$file" >"${sources[-1]}"
     fi

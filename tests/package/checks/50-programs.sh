@@ -1,4 +1,4 @@
-# Programs of the host that are told of a new certificate, and run for the agent outside of its sandbox.
+# Programs of the host that are told of a new certificate, and commands that are run outside of the sandbox.
 # shellcheck shell=bash disable=SC2154,SC2016
 
 inside '
@@ -9,8 +9,8 @@ ExecReload=/bin/sh -c "openssl x509 -in /run/we-agent/payments/cert-chain.pem -n
 [Install]
 WantedBy=multi-user.target
 UNIT
-    systemctl daemon-reload && systemctl enable --now server
-    echo "workloads: {payments: {hooks: [{unit: server.service}]}}" >>/etc/we-agent/we-agent.yaml'
+    systemctl daemon-reload && systemctl enable --now server'
+settings 'workloads: {payments: {socket: {allow: [{user: consumer}]}, hooks: [{unit: server.service}]}}'
 ok 'a hook without the consent of the host is refused, and the refusal names it' inside '
     ! systemctl restart we-agent && test "$(p ExecMainStatus)" = 78 &&
         logged "systemctl enable --now we-agent-reload@server.service.path"'
@@ -20,8 +20,32 @@ ok 'the unit is reloaded after a rotation, and sees the new certificate' inside 
 ok 'we-agent status says that it was' inside 'within 15 eval "we-agent status --json | grep -q \"\\\"state\\\": *\\\"reloaded\\\"\""'
 ok 'no request is left behind' inside 'within 15 eval "! ls /run/we-agent/reload.d/* | grep -vE \"\\.(taken|done)\$\""'
 
-if inside 'systemctl cat we-agent-exec.socket >/dev/null 2>&1'; then
-    . "$here/checks/exec"
-else
-    skip 'exec probes and commands outside of the sandbox' 'the package has no we-agent-exec.socket'
-fi
+# ---- commands
+
+# What a command sees, and what it can do; where every user may write.
+inside '
+    cat >/usr/local/bin/batch-probe <<"END"
+#!/bin/sh
+{
+    echo "user $(id -un)"
+    grep -o "we-agent[^/]*service" /proc/self/cgroup
+    ls /etc/we-agent/. /var/lib/we-agent/. /run/we-agent/admin.sock
+    test -e /proc/1/status && echo processes
+} >/var/tmp/batch-probe.new 2>&1 && mv /var/tmp/batch-probe.new /var/tmp/batch-probe
+test -e /tmp/batch-is-well
+END
+    printf "#!/bin/sh\necho \"\$(id -un) \$(wc -c </run/we-agent/payments/cert-chain.pem)\" >>/var/tmp/hook\n" >/usr/local/bin/hook
+    chmod 755 /usr/local/bin/batch-probe /usr/local/bin/hook; touch /tmp/batch-is-well'
+settings 'workloads:' '  batch: {health: {allowExec: true}, identity: {removeToken: true}}' \
+    '  payments: {socket: {allow: [{user: consumer}]}, hooks: [{unit: server.service}, {command: [/usr/local/bin/hook]}]}'
+inside 'systemctl restart we-agent'
+ok 'a bundle that comes while the agent runs is taken up' eval 'bundle batch && copy_bundle batch /etc/we-agent/batch && inside "
+    within 20 test -s /run/we-agent/batch/key.pem"'
+ok 'an exec probe is run, by a user of its own' inside 'within 15 grep -qx "user we-agent-exec" /var/tmp/batch-probe'
+ok 'outside of the sandbox of the agent' inside 'grep -q "we-agent-exec@.*service" /var/tmp/batch-probe && grep -qx processes /var/tmp/batch-probe'
+ok 'and sees neither bundles nor keys nor status' inside 'test "$(grep -ciE "permission denied|cannot access|cannot open" /var/tmp/batch-probe)" = 3'
+ok 'its verdict reaches the mesh' count 1 '"entry":"vms/batch-.*"event":"health","healthy":true' "$out/events"
+inside 'rm /tmp/batch-is-well'
+ok 'and the other one, too' count 1 '"entry":"vms/batch-.*"event":"health","healthy":false' "$out/events"
+ok 'the command of a hook is run by that user' inside 'rotates && within 15 grep -q "^we-agent-exec" /var/tmp/hook'
+ok 'nobody else may have a command run' inside '! connects nobody /run/we-agent-exec.sock && connects we-agent /run/we-agent-exec.sock'
