@@ -9,16 +9,16 @@ set -uo pipefail
 
 here=$(readlink -f "$(dirname "$0")")
 suite=$1 format=$2 package=$(readlink -f "$3") next=$(readlink -f "$4")
-name=$suite-$format-$$
+readonly machine=$suite-$format-$$
 out=${OUT:-$here/../../target/bed/out/$suite-$format}
 rm -rf "$out"
 mkdir -p "$out/lab"
 out=$(readlink -f "$out")
 passed=0 failed=0 skipped=0
 
-machine() { local verb=$1; shift; "$here/machine.sh" "$verb" "$name" "$@"; }
+machine() { local verb=$1; shift; "$here/machine.sh" "$verb" "$machine" "$@"; }
 # inside SCRIPT: a shell script inside, with the words that the checks use.
-inside() { timeout -k 5 180 "$here/machine.sh" in "$name" bash -c ". /root/words; $1"; }
+inside() { timeout -k 5 180 "$here/machine.sh" in "$machine" bash -c ". /root/words; $1"; }
 
 # ok WHAT COMMAND...: one check.
 ok() {
@@ -49,7 +49,7 @@ systemd_is() { [[ $systemd -ge $1 ]]; }
 lab_start() {
     [[ -p $out/orders ]] || mkfifo "$out/orders"
     # Not by the function: the number that is kept must be the program's.
-    "$here/machine.sh" beside "$name" "$WE_LAB" serve --dir "$out/lab" --listen 127.0.0.1:15012 --ttl 16s --grace 90s \
+    "$here/machine.sh" beside "$machine" "$WE_LAB" serve --dir "$out/lab" --listen 127.0.0.1:15012 --ttl 16s --grace 90s \
         --group-file "$here/groups/payments.yaml" --group-file "$here/groups/batch.yaml" \
         --group-file "$here/groups/vault.yaml" --group-file "$here/groups/sealed.yaml" \
         --service pay.example.com:80:8080:app=payments <>"$out/orders" >>"$out/events" 2>&1 &
@@ -92,7 +92,7 @@ app() {
 
 cleanup() {
     [[ -z ${lab:-} ]] || kill "$lab" 2>/dev/null
-    "$here/machine.sh" down "$name" "$out" 2>/dev/null
+    "$here/machine.sh" down "$machine" "$out" 2>/dev/null
 }
 trap cleanup EXIT
 trap 'exit 130' INT TERM HUP

@@ -2,10 +2,14 @@
 # shellcheck shell=bash disable=SC2154,SC2016
 
 inside consumers_start
-# The restart falls between two renewals of seconds; each way one is seen before and one after.
 for way in upgrade downgrade; do
+    # The agent has asked for a certificate, and is stopped before it has one.
     rotates
+    hung=$(events '"event":"csr".*hung')
+    order inject ca-hangs
+    count $((hung + 1)) '"event":"csr".*hung' "$out/events"
     before=$(inside 'p MainPID')
+    order heal ca-hangs
     ok "${way}s during a rotation" "$way"
     ok 'the new program runs, and is ready' inside "
         within 20 another $before && within 20 ready && test \$(stat -Lc %i /proc/\$(p MainPID)/exe) = \$(stat -c %i /usr/bin/we-agent)"
