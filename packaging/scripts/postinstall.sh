@@ -2,7 +2,8 @@
 # After the files are there. The same for a first installation, an upgrade, and one that is undone.
 set -e
 systemd-sysusers we-agent.conf
-systemd-tmpfiles --create we-agent.conf
+# An image has no /run to write to; the boot makes it then.
+systemd-tmpfiles --create we-agent.conf || true
 if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
     # Does nothing unless it runs. Its sockets and files stay meanwhile, so nobody is refused. Not waited for: it is ready when
