@@ -52,8 +52,8 @@ pub enum Command {
     /// Let the daemon's group read the bundles, and nobody else
     ///
     /// Gives the files of each bundle in /etc/we-agent to the user that runs this and the group (mode 0640, directories
-    /// 0750). The units run it as root: at each start and reload of we-agent.service, and when a bundle that the daemon may
-    /// not read has come. It follows no link.
+    /// 0750). The units run it as root: at each start of we-agent.service, and when a bundle has come that the daemon may not
+    /// read, or that others may. It follows no link.
     Permit(PermitArgs),
     /// Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook
     Exec,

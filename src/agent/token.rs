@@ -80,6 +80,29 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     #[test]
+    fn root_is_asked_once_for_each_change_that_calls_for_it() {
+        let host = tempfile::tempdir().unwrap();
+        let root = Root::new(host.path());
+        let (token, request) = (host.path().join("istio-token"), root.path("/run/we-agent/permit"));
+        fs::create_dir_all(request.parent().unwrap()).unwrap();
+        let mode = |mode| fs::set_permissions(&token, fs::Permissions::from_mode(mode)).unwrap();
+        let asked = |look: &mut TokenLook| {
+            look.look("payments", &root);
+            fs::remove_file(&request).is_ok()
+        };
+        fs::write(&token, "x").unwrap();
+        mode(0o644);
+        let mut look = TokenLook::new(&TokenFile::new(token.clone()));
+        assert_eq!([asked(&mut look), asked(&mut look)], [true, false], "it is there first");
+        mode(0o600);
+        assert!(!asked(&mut look), "mended");
+        mode(0o604);
+        assert_eq!([asked(&mut look), asked(&mut look)], [true, false]);
+        fs::remove_file(&token).unwrap();
+        assert!(!asked(&mut look), "there is none");
+    }
+
+    #[test]
     fn a_token_for_everybody_is_noticed() {
         let file = tempfile::NamedTempFile::new().unwrap();
         let told = |mode| {

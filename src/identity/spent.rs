@@ -24,7 +24,7 @@ enum Stays {
     Credential(PathBuf),
     #[error("{} is a link or has a second name, so a removal would leave the token behind: remove all of it by hand", .0.display())]
     Linked(PathBuf),
-    #[error("{0}{}", if .0.kind() == "denied" { " (\"we-agent permit\", run as root, does)" } else { "" })]
+    #[error("{cause}{hint}", cause = .0, hint = if .0.kind() == "denied" { " (\"we-agent permit\", run as root, does)" } else { "" })]
     Dir(#[from] DirError),
 }
 

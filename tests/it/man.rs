@@ -13,7 +13,7 @@ const PREAMBLE: &str = ".ie \\n(.g .ds Aq \\(aq\n.el .ds Aq '\n";
 const FILES: &str = r#".SH FILES
 .TP
 /etc/we\-agent/\fIworkload\fR/
-The bundle: cluster.env, mesh.yaml, root\-cert.pem, istio\-token and hosts, as "istioctl x workload entry configure" wrote them.
+The bundle: cluster.env, mesh.yaml, root\-cert.pem, istio\-token and hosts, as "istioctl x workload entry configure" wrote them. A missing file is taken from the credential \fIworkload\fR_\fIfile\fR of the service, if there is one.
 .TP
 /etc/we\-agent/we\-agent.yaml
 The configuration. Optional; the example that comes with the package shows every key at its default.
@@ -23,6 +23,9 @@ key.pem, cert\-chain.pem and root\-cert.pem, always of one generation.
 .TP
 /run/we\-agent/admin.sock
 Where "we\-agent status" asks.
+.TP
+/run/we\-agent/permit
+Made by the daemon when there is something in /etc/we\-agent that it may not read, or that others may; removed by we\-agent\-permit.service, which runs "we\-agent permit".
 .TP
 /var/lib/we\-agent/\fIworkload\fR/
 The last certificate, so that a restart needs no control plane.
@@ -35,6 +38,9 @@ As \-\-root, which wins.
 .TP
 WE_AGENT_EXEC_SOCKET
 As \-\-exec\-socket of run, which wins.
+.TP
+CREDENTIALS_DIRECTORY
+Set by systemd: where the credentials of the service are.
 .SH SIGNALS
 .TP
 SIGTERM, SIGINT
