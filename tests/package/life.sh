@@ -19,8 +19,10 @@ passed=0 failed=0 skipped=0
 machine() { local verb=$1; shift; "$here/machine.sh" "$verb" "$machine" "$@"; }
 # inside SCRIPT: a shell script inside, with the words that the checks use.
 inside() { timeout -k 5 180 "$here/machine.sh" in "$machine" bash -c ". /root/words; $1"; }
+# arrange SCRIPT: the same for what is no check.
+arrange() { inside "$1" >>"$out/arranged" 2>&1; }
 
-# ok WHAT COMMAND...: one check.
+# ok WHAT COMMAND...: one check. "|| return 9" where nothing that follows can be seen without it.
 ok() {
     local what=$1 started=$SECONDS status=0
     shift
@@ -33,6 +35,7 @@ ok() {
         printf 'NOT OK  %-11s %s (%d s, status %d)\n' "$suite/$format" "$what" $((SECONDS - started)) "$status"
         tail -25 "$out/last" | sed 's/^/          /'
     fi
+    return "$status"
 }
 
 # skip WHAT REASON
@@ -79,13 +82,25 @@ count() {
         sleep 0.1
     done
 }
+# kept_entry: it has made one entry of payments only and deleted none, so the UID is the first one's.
+kept_entry() {
+    test "$(events '"entry":"vms/payments-.*"event":"entry_created"')" = 1 &&
+        test "$(events '"entry":"vms/payments-.*"event":"entry_deleted"')" = 0
+}
 # rotates: waits until one more certificate has been signed, and is in use.
 rotates() { inside 'rotates'; }
 
 # The application of the workload: what the health probe asks. It is no part of the machine, so each boot begins without.
 app() {
-    inside 'mkdir -p /srv/app && echo ok >/srv/app/healthz &&
+    arrange 'mkdir -p /srv/app && echo ok >/srv/app/healthz &&
         systemd-run --quiet --unit=app busybox httpd -f -p 127.0.0.1:8080 -h /srv/app'
+}
+
+# settings LINE...: writes the configuration; every check has renewals after seconds, and a boot that does not wait a minute
+# for a control plane that is away.
+settings() {
+    printf '%s\n' 'startup: {readyTimeout: 5s}' 'defaults: {renewal: {minInterval: 2s}}' "$@" |
+        inside 'cat >/etc/we-agent/we-agent.yaml && cp /etc/we-agent/we-agent.yaml /root/good.yaml'
 }
 
 # ---- the machine
@@ -110,6 +125,7 @@ main() { # read whole before it runs, so that an edit does not disturb it
     for file in "$here/$format.sh" "$here"/checks/*.sh; do
         # shellcheck disable=SC1090
         . "$file"
+        [[ $? != 9 ]] || break
     done
     rm -f "$out/orders" "$out/last"
     echo "$passed passed, $failed failed, $skipped skipped"

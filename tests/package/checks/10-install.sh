@@ -2,8 +2,8 @@
 # shellcheck shell=bash disable=SC2154,SC2016
 
 prepare
-inside 'listing >/root/before; getent passwd >/root/users'
-ok 'installs' install
+arrange 'listing >/root/before; getent passwd >/root/users'
+ok 'installs' install || return 9
 ok 'its files are as it brought them' verify
 ok 'its users are there, without a shell or a home' inside '
     for user in we-agent we-agent-exec; do

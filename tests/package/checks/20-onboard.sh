@@ -3,15 +3,11 @@
 
 ok 'a control plane runs beside the machine' lab_start
 ok 'it writes a bundle' bundle payments
-# Renewals after seconds, and a boot that does not wait a minute for a control plane that is away.
-inside 'cat >/etc/we-agent/we-agent.yaml' <<'YAML'
-startup: {readyTimeout: 5s}
-defaults: {renewal: {minInterval: 2s}}
-YAML
+settings
 app
 
 ok 'root copies the bundle to /etc/we-agent/payments' copy_bundle payments /etc/we-agent/payments
-ok 'systemctl start returns when the workload is ready' inside 'systemctl start we-agent && active && ready'
+ok 'systemctl start returns when the workload is ready' inside 'systemctl start we-agent && active && ready' || return 9
 ok 'systemctl status says so, too' inside 'p StatusText | grep -i ready'
 ok 'the journal shows the identity' inside '
     journalctl -u we-agent SPIFFE_ID=spiffe://cluster.local/ns/vms/sa/payments --output=cat | grep "certificate in use.*serial="'

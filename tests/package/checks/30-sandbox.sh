@@ -3,7 +3,7 @@
 # shellcheck shell=bash disable=SC2154,SC2016
 
 # The copy has every setting of the unit, but what is about starting, watching and keeping.
-inside '
+arrange '
     install -m 755 /root/attempts /usr/local/lib/attempts
     touch /tmp/seen; mkdir -p /home/somebody; echo secret >/home/somebody/file; mknod -m 666 /dev/probe c 1 3
     readlink /proc/self/ns/ipc >/run/ipc-namespace

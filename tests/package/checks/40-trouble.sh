@@ -1,10 +1,7 @@
 # The process dies, hangs, and is configured wrongly.
 # shellcheck shell=bash disable=SC2154,SC2016
 
-# kept_entry: the control plane has still made one entry only, so its UID is the first one's.
-kept_entry() { test "$(events '"entry":"vms/payments-.*"event":"entry_created"')" = 1 && test "$(events '"entry":"vms/payments-.*"event":"entry_deleted"')" = 0; }
-
-inside consumers_start
+arrange consumers_start
 ok 'comes back after kill -9' inside 'pid=$(p MainPID); kill -KILL $pid; within 20 another $pid'
 ok 'and is ready' inside 'within 20 ready'
 ok 'and rotates' rotates
@@ -17,7 +14,6 @@ ok 'the watchdog ends a process that hangs' inside '
 ok 'and it is ready again' inside 'within 20 ready'
 
 ok 'a wrong configuration is told with file, line and fix' inside '
-    cp /etc/we-agent/we-agent.yaml /root/good.yaml
     printf "startup: {readyTimeout: 5s}\nadmin: {adress: off}\n" >/etc/we-agent/we-agent.yaml
     ! systemctl restart we-agent && logged "we-agent.yaml:2:.*adress"'
 ok 'and stops the service for good, with exit status 78' inside '

@@ -1,7 +1,7 @@
 # Programs of the host that are told of a new certificate, and commands that are run outside of the sandbox.
 # shellcheck shell=bash disable=SC2154,SC2016
 
-inside '
+arrange '
     cat >/etc/systemd/system/server.service <<UNIT
 [Service]
 ExecStart=/bin/sleep infinity
@@ -23,7 +23,7 @@ ok 'no request is left behind' inside 'within 15 eval "! ls /run/we-agent/reload
 # ---- commands
 
 # What a command sees, and what it can do; where every user may write.
-inside '
+arrange '
     cat >/usr/local/bin/batch-probe <<"END"
 #!/bin/sh
 {
@@ -40,14 +40,14 @@ END
     chmod 755 /usr/local/bin/batch-probe /usr/local/bin/hook; touch /tmp/batch-is-well'
 settings 'workloads:' '  batch: {health: {allowExec: true}, identity: {removeToken: true}}' \
     '  payments: {socket: {allow: [{user: consumer}]}, hooks: [{unit: server.service}, {command: [/usr/local/bin/hook]}]}'
-inside 'systemctl restart we-agent'
+arrange 'systemctl restart we-agent'
 ok 'a bundle that comes while the agent runs is taken up' eval 'bundle batch && copy_bundle batch /etc/we-agent/batch && inside "
     within 20 test -s /run/we-agent/batch/key.pem"'
 ok 'an exec probe is run, by a user of its own' inside 'within 15 grep -qx "user we-agent-exec" /var/tmp/batch-probe'
 ok 'outside of the sandbox of the agent' inside 'grep -q "we-agent-exec@.*service" /var/tmp/batch-probe && grep -qx processes /var/tmp/batch-probe'
 ok 'and sees neither bundles nor keys nor status' inside '! grep -xE "bundles|keys|status" /var/tmp/batch-probe'
 ok 'its verdict reaches the mesh' count 1 '"entry":"vms/batch-.*"event":"health","healthy":true' "$out/events"
-inside 'rm /tmp/batch-is-well'
+arrange 'rm /tmp/batch-is-well'
 ok 'and the other one, too' count 1 '"entry":"vms/batch-.*"event":"health","healthy":false' "$out/events"
 ok 'the command of a hook is run by that user' inside 'rotates && within 15 grep -q "^we-agent-exec" /var/tmp/hook'
 ok 'nobody else may have a command run' inside '! connects nobody /run/we-agent-exec.sock && connects we-agent /run/we-agent-exec.sock'

@@ -14,15 +14,15 @@ credentials() {
 for name in vault sealed; do
     bundle "$name" && copy_bundle "$name" "/root/$name"
 done
-inside 'mkdir -p /etc/systemd/system/we-agent.service.d'
+arrange 'mkdir -p /etc/systemd/system/we-agent.service.d'
 credentials LoadCredential /root/vault vault | inside 'cat >/etc/systemd/system/we-agent.service.d/vault.conf'
 if systemd_is 250; then
-    inside 'mkdir /root/encrypted && for file in /root/sealed/*; do
+    arrange 'mkdir /root/encrypted && for file in /root/sealed/*; do
         systemd-creds encrypt --with-key=host --name=sealed_${file##*/} $file /root/encrypted/${file##*/} || exit 1
     done; rm -r /root/sealed'
     credentials LoadCredentialEncrypted /root/encrypted sealed | inside 'cat >/etc/systemd/system/we-agent.service.d/sealed.conf'
 fi
-inside 'systemctl daemon-reload && systemctl restart we-agent'
+arrange 'systemctl daemon-reload && systemctl restart we-agent'
 ok 'a bundle can come as credentials of the service' inside 'within 20 test -s /run/we-agent/vault/key.pem'
 if systemd_is 250; then
     ok 'and sealed for this host by systemd-creds' inside 'within 20 test -s /run/we-agent/sealed/key.pem'
@@ -34,4 +34,4 @@ ok 'no token was ever logged' inside '
     for token in /root/vault/istio-token /etc/we-agent/payments/istio-token; do
         token=$(cat $token); journalctl --output=cat | grep -F -e "${token:0:20}" -e "${token: -20}" && exit 1
     done; exit 0'
-inside 'rm -r /etc/systemd/system/we-agent.service.d; systemctl daemon-reload; systemctl restart we-agent; within 20 ready'
+arrange 'rm -r /etc/systemd/system/we-agent.service.d; systemctl daemon-reload; systemctl restart we-agent; within 20 ready'

@@ -1,7 +1,7 @@
 # Another version comes and goes, while certificates rotate and consumers are connected.
 # shellcheck shell=bash disable=SC2154,SC2016
 
-inside consumers_start
+arrange consumers_start
 for way in upgrade downgrade; do
     # The agent has asked for a certificate, and is stopped before it has one.
     rotates
@@ -24,4 +24,4 @@ ok 'it is still enabled, and configured as before' inside '
 ok 'one that was stopped stays stopped' inside 'systemctl disable --now we-agent'
 ok 'over an upgrade' upgrade
 ok 'and is not enabled by it' inside 'test "$(systemctl is-active we-agent)/$(systemctl is-enabled we-agent)" = inactive/disabled'
-inside 'systemctl enable --now we-agent'
+arrange 'systemctl enable --now we-agent'

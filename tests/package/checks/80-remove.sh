@@ -11,10 +11,10 @@ ok 'bundles and configuration stay until the purge' inside '
     ls /etc/we-agent/payments/cluster.env /var/lib/we-agent && ls /etc/we-agent/we-agent.yaml*'
 ok 'is purged' purge
 # What the checks themselves have put there.
-inside '
+arrange '
     systemctl disable --now server; systemctl reset-failed; userdel stranger; userdel consumer
     rm -rf /etc/systemd/system/{server.service,we-agent-socket@.socket.d} /srv/app /home/somebody \
-        /usr/local/lib/attempts /usr/local/bin/{batch-probe,hook,consumer} /var/tmp/{batch-probe,hook,given}' >/dev/null 2>&1
+        /usr/local/lib/attempts /usr/local/bin/{batch-probe,hook,consumer} /var/tmp/{batch-probe,hook,given}'
 ok 'the file system is as it was' inside '
     listing >/root/after
     # The users stay, for their numbers must not become somebody else'"'"'s; with them the backups of their files.
