@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What make bench measures against: lab (the miniature control plane here) or rig (a real istiod; see CONTRIBUTING.md).
 CONTROL ?= lab
 
-.PHONY: help demo test lint soak bench packages packages-twice
+.PHONY: help demo test lint soak bench packages packages-twice test-packages
 
 help: ## Show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -35,3 +35,6 @@ packages: ## The .deb and the .rpm, for amd64 and arm64, into target/package/out
 
 packages-twice: ## The same with a second full build in another place, and both compared byte by byte
 	@packaging/twice $(ARCH)
+
+test-packages: ## Install them in machines with a real systemd, and see their whole life (root, Debian)
+	@tests/package/run

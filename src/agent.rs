@@ -67,6 +67,7 @@ impl Agent {
             status,
             workloads,
             listeners: Listeners::default(),
+            credentials: None,
             commands: Commands::default(),
             credentials: None,
         })

@@ -1,0 +1,35 @@
+# Who may have the identity, and a socket that systemd holds.
+# shellcheck shell=bash disable=SC2154,SC2016
+
+arrange '
+    printf "u consumer -\nu stranger -\nm stranger consumer\n" | systemd-sysusers -
+    mkdir -p /etc/systemd/system/we-agent-socket@.socket.d
+    printf "[Socket]\nSocketGroup=consumer\nSocketMode=0660\n" >/etc/systemd/system/we-agent-socket@.socket.d/group.conf
+    systemctl daemon-reload && systemctl stop we-agent'
+settings 'workloads: {payments: {socket: {allow: [{user: consumer}]}}}'
+ok 'a socket unit starts, and the agent takes its socket' inside '
+    systemctl enable --now we-agent-socket@payments.socket && systemctl start we-agent && within 20 ready'
+ok 'a user that is named is given the identity' inside 'given_to consumer'
+ok 'a user that only reaches the socket is turned away, and the journal names it' inside '! given_to stranger && logged "stranger"'
+arrange consumers_start
+ok 'over a stop and a start' inside 'systemctl stop we-agent && systemctl start we-agent && within 20 ready'
+ok 'consumers of socket and files saw none of it' inside all_served
+# What the unit leaves open is needed: closed, this fails. Settings of a drop-in win.
+closed() {
+    inside "
+        dir=/run/systemd/system/we-agent.service.d; mkdir -p \$dir; printf '[Service]\n$1\n' >\$dir/closed.conf
+        systemctl daemon-reload; systemctl restart we-agent; $2; status=\$?
+        rm -r \$dir; systemctl daemon-reload; exit \$status"
+}
+if [[ $format = deb ]]; then
+    ok 'with PrivateUsers=yes nobody that connects is known' closed 'PrivateUsers=yes' '! given_to consumer'
+    ok 'with PrivateNetwork=yes there is no control plane' closed 'PrivateNetwork=yes' '! is_ready'
+    ok 'with IPAddressDeny=any neither' closed 'IPAddressDeny=any' '! is_ready'
+    ok 'with AF_UNIX alone neither' closed 'RestrictAddressFamilies=\nRestrictAddressFamilies=AF_UNIX' '! is_ready'
+    ok 'as it is, all of that works' inside 'systemctl restart we-agent; within 20 is_ready && given_to consumer'
+fi
+# The .rpm goes on with the socket unit, the .deb with the descriptor store.
+if [[ $format = deb ]]; then
+    ok 'without the socket unit the agent has a socket of its own again' inside '
+        systemctl stop we-agent && systemctl disable --now we-agent-socket@payments.socket && systemctl start we-agent && within 20 ready'
+fi

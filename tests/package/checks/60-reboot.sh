@@ -1,0 +1,30 @@
+# The machine boots, with and without a control plane.
+# shellcheck shell=bash disable=SC2154,SC2016
+
+# Nothing but the certificate that was kept: after a boot there is no token any more.
+ok 'is enabled' inside 'systemctl enable we-agent && rm /etc/we-agent/payments/istio-token'
+ok 'the machine reboots' machine reboot
+app
+ok 'the agent is up, and ready' inside 'within 20 active && within 20 ready'
+ok 'its programs have their files again' inside 'test -s /run/we-agent/payments/key.pem'
+ok 'the entry has kept its UID' kept_entry
+ok 'the journal of the boot before ends in a clean stop' inside 'journalctl -b -1 -u we-agent --output=cat | grep -q "^stopped"'
+
+ok 'the machine loses its power' machine cut
+app
+ok 'the agent is up, and ready' inside 'within 20 active && within 20 ready'
+ok 'the entry has kept its UID' kept_entry
+
+order inject down
+ok 'the control plane goes' count 2 '"event":"down"|"injected":"down"' "$out/events"
+ok 'the machine reboots without it' machine reboot
+app
+ok 'the boot was not held up' inside 'within 20 active && 
+    systemctl --failed --plain --no-legend; test "$(systemctl is-system-running)" = running'
+ok 'its programs have the certificate of before' inside '
+    openssl x509 -in /run/we-agent/payments/cert-chain.pem -noout -checkend 0 &&
+        test "$(openssl x509 -in /run/we-agent/payments/cert-chain.pem -noout -pubkey)" = "$(openssl pkey -in /run/we-agent/payments/key.pem -pubout)"'
+ok 'and the journal says what is missing' inside 'logged "15012"'
+order heal down
+ok 'it comes back, and the agent is ready' inside 'within 60 ready'
+ok 'the entry has kept its UID' kept_entry

@@ -1,0 +1,27 @@
+# Another version comes and goes, while certificates rotate and consumers are connected.
+# shellcheck shell=bash disable=SC2154,SC2016
+
+arrange consumers_start
+for way in upgrade downgrade; do
+    # The agent has asked for a certificate, and is stopped before it has one.
+    rotates
+    hung=$(events '"event":"csr".*hung')
+    order inject ca-hangs
+    count $((hung + 1)) '"event":"csr".*hung' "$out/events"
+    before=$(inside 'p MainPID')
+    order heal ca-hangs
+    ok "${way}s during a rotation" "$way"
+    ok 'the new program runs, and is ready' inside "
+        within 20 another $before && within 20 ready && test \$(stat -Lc %i /proc/\$(p MainPID)/exe) = \$(stat -c %i /usr/bin/we-agent)"
+    ok 'certificates rotate as before' rotates
+    ok 'its files are as it brought them' verify
+done
+ok 'consumers of socket and files saw none of it' inside all_served
+ok 'the entry has kept its UID' kept_entry
+ok 'it is still enabled, and configured as before' inside '
+    test "$(systemctl is-enabled we-agent)" = enabled && grep -q "minInterval: 2s" /etc/we-agent/we-agent.yaml &&
+        ! ls /etc/we-agent/*.rpmnew /etc/we-agent/*.dpkg-* 2>/dev/null | grep .'
+ok 'one that was stopped stays stopped' inside 'systemctl disable --now we-agent'
+ok 'over an upgrade' upgrade
+ok 'and is not enabled by it' inside 'test "$(systemctl is-active we-agent)/$(systemctl is-enabled we-agent)" = inactive/disabled'
+arrange 'systemctl enable --now we-agent'

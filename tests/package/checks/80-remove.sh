@@ -1,0 +1,23 @@
+# The package goes, and the machine is as it was.
+# shellcheck shell=bash disable=SC2154,SC2016
+
+ok 'no unit of the machine has failed on the way' inside '! systemctl --failed --plain --no-legend | grep .'
+ok 'is removed' remove
+ok 'nothing of it runs' inside '
+    ! systemctl list-units --plain --no-legend "we-agent*" | grep -w active
+    ! grep -l "^Name:.we-agent" /proc/[0-9]*/status 2>/dev/null | grep .'
+ok 'what it published is gone' inside '! ls -d /run/we-agent* 2>/dev/null | grep .'
+ok 'bundles and configuration stay until the purge' inside '
+    ls /etc/we-agent/payments/cluster.env /var/lib/we-agent && ls /etc/we-agent/we-agent.yaml*'
+ok 'is purged' purge
+# What the checks themselves have put there.
+arrange '
+    systemctl disable --now server; systemctl reset-failed; userdel stranger; userdel consumer
+    rm -rf /etc/systemd/system/{server.service,we-agent-socket@.socket.d} /srv/app /home/somebody \
+        /usr/local/lib/attempts /usr/local/bin/{batch-probe,hook,consumer} /var/tmp/{batch-probe,hook,given}'
+ok 'the file system is as it was' inside '
+    listing >/root/after
+    # The users stay, for their numbers must not become somebody else'"'"'s; with them the backups of their files.
+    diff /root/before /root/after | grep "^[<>]" | grep -vE " /etc/((passwd|group|shadow|gshadow|subuid|subgid)-?|.pwd.lock) *$" && exit 1 || exit 0'
+ok 'all that stays are two users' inside '
+    getent passwd | diff /root/users - | grep "^[<>]"; test "$(getent passwd | diff /root/users - | grep -c "^> we-agent")" = 2'
