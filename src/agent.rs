@@ -67,7 +67,6 @@ impl Agent {
             status,
             workloads,
             listeners: Listeners::default(),
-            credentials: None,
             commands: Commands::default(),
             credentials: None,
         })
