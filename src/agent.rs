@@ -4,6 +4,8 @@
 //! anybody is dialled. Stop: all loops are told at once; identity, health and files return, sessions close their streams
 //! in order, five seconds at most; then the admin sockets go. Files and store stay: stopping is not leaving.
 
+mod hooks;
+mod inbound;
 mod journal;
 mod outputs;
 mod token;
@@ -13,6 +15,7 @@ use crate::{
     admin::{self, Admin, AdminError},
     bundle::{self, Bundle, BundleDir},
     config::Config,
+    inbound::Threads,
     status::{Status, WorkloadStatus, Workloads},
     system::{Commands, FileWatch, Listeners, Root, going_down},
     workload::{HostFacts, Workload},
@@ -29,13 +32,13 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
-use unit::Unit;
+use unit::{Ground, Unit};
 
 /// From one look for new or mended bundles to the next.
 const LOOK: Duration = Duration::from_secs(5);
 /// Who has not looked for this long is not alive: then the watchdog is not fed.
 const ALIVE: Duration = Duration::from_secs(20);
-/// Bound on ending everything.
+/// Bound on ending everything, besides the time that inbound connections have to end by themselves.
 const STOP: Duration = Duration::from_secs(5);
 
 /// The daemon, bound but not running.
@@ -109,8 +112,17 @@ impl Agent {
         let alive = move || heart.borrow().elapsed() < ALIVE;
         let supervisor = admin::supervise(status, config.ready_timeout, alive, stop.clone());
         let served = admin.run(stopped.clone());
-        let mut floor =
-            Floor { root, config, workloads, beat, listeners, commands, credentials, slots: BTreeMap::new() };
+        let mut floor = Floor {
+            root,
+            config,
+            workloads,
+            beat,
+            listeners,
+            commands,
+            credentials,
+            threads: None,
+            slots: BTreeMap::new(),
+        };
         let units = async {
             floor.run(stop).await;
             stopped.cancel();
@@ -158,6 +170,8 @@ struct Floor {
     commands: Commands,
     /// Where the credentials of the service are.
     credentials: Option<PathBuf>,
+    /// Of the inbound data path, from the first workload on that has one.
+    threads: Option<Threads>,
     slots: BTreeMap<String, Slot>,
 }
 
@@ -182,6 +196,7 @@ impl Floor {
             leaving.send_replace(true);
         }
         units.cancel();
+        let drain = self.slots.values().map(Slot::drain).max().unwrap_or_default();
         let ended = async {
             for slot in std::mem::take(&mut self.slots).into_values() {
                 if let Slot::Running { unit, .. } = slot {
@@ -189,13 +204,14 @@ impl Floor {
                 }
             }
         };
-        if timeout(STOP, ended).await.is_err() {
+        if timeout(STOP + drain, ended).await.is_err() {
             tracing::warn!("a session did not end in time and is dropped");
         }
     }
 
     /// Says which passed sockets nobody serves. They stay open: the bundle of their workload may come yet.
     fn unclaimed(&self) {
+        self.listeners.drop_kept_tcp();
         for socket in self.listeners.left() {
             tracing::warn!(
                 socket,
@@ -267,7 +283,7 @@ impl Floor {
         (found, note)
     }
 
-    fn open(&self, name: &str, dir: &BundleDir, stop: &CancellationToken, leaving: &watch::Receiver<bool>) -> Slot {
+    fn open(&mut self, name: &str, dir: &BundleDir, stop: &CancellationToken, leaving: &watch::Receiver<bool>) -> Slot {
         for credential in &dir.hidden {
             tracing::warn!(
                 workload = name,
@@ -293,7 +309,19 @@ impl Floor {
         let key = Key::of(&workload);
         let mut token = TokenLook::new(&workload.token);
         token.look(name, &self.root);
-        let unit = Unit::start(workload, settings, &self.root, &self.listeners, &self.commands, stop, leaving);
+        if !settings.inbound.is_empty() && self.threads.is_none() {
+            match inbound::threads() {
+                Ok(threads) => self.threads = Some(threads),
+                Err(error) => tracing::error!(cause = %error, "no threads for inbound connections, so nobody listens"),
+            }
+        }
+        let ground = Ground {
+            root: &self.root,
+            listeners: &self.listeners,
+            commands: &self.commands,
+            threads: self.threads.as_ref(),
+        };
+        let unit = Unit::start(workload, settings, &ground, stop, leaving);
         Slot::Running { unit: Box::new(unit), token, key }
     }
 
@@ -317,6 +345,14 @@ impl Floor {
 }
 
 impl Slot {
+    /// How long its open connections may take to end.
+    fn drain(&self) -> Duration {
+        match self {
+            Self::Running { unit, .. } => unit.drain(),
+            Self::Broken { .. } => Duration::ZERO,
+        }
+    }
+
     fn status(&self, name: &str) -> WorkloadStatus {
         match self {
             Self::Running { unit, .. } => unit.status(name),

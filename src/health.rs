@@ -12,6 +12,8 @@ mod prober;
 mod threshold;
 mod tls;
 
+pub use dial::Detour;
+
 use crate::{
     status::{Addresses, Health},
     system::Commands,
@@ -44,6 +46,8 @@ pub struct ProbeSettings {
     /// Probe `localhost` rather than the workload's address (`REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION`, which
     /// istioctl sets for an external address: that one is not on this host).
     pub localhost: bool,
+    /// Ports at which we listen ourselves, in front of the application.
+    pub detours: Vec<Detour>,
 }
 
 /// Why one probe failed, in words that operators of Istio know.

@@ -1,12 +1,17 @@
-//! From what is configured to what is written.
+//! From what is configured to what is written, and where it is served.
 
 use crate::{
     config::{OutputConfig, OutputFormat, WorkloadConfig},
-    publish::{Content, Files, Folder, Layout, SingleFile},
-    system::{Grant, Root},
+    publish::{Content, Files, Folder, Layout, Place, SingleFile},
+    status::Publication,
+    system::{Grant, Listeners, Root},
     workload::Workload,
 };
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+use tokio::sync::watch;
 
 /// The files of `workload`, each with the word that status and metrics know it by.
 pub(super) fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Vec<(String, Files)> {
@@ -56,4 +61,28 @@ fn word(output: &OutputConfig) -> &'static str {
 fn numbered(word: &'static str, seen: &mut BTreeMap<&'static str, usize>) -> String {
     let count = seen.entry(word).and_modify(|count| *count += 1).or_insert(1);
     if *count == 1 { word.to_owned() } else { format!("{word}-{count}") }
+}
+
+/// Where the socket of a workload is, and its files if nothing else is said.
+fn own_dir(workload: &Workload) -> PathBuf {
+    Path::new("/run/we-agent").join(&workload.name)
+}
+
+/// Where the identity is served, each place with its name in status and its fact.
+pub(super) fn places(
+    workload: &Workload,
+    settings: &WorkloadConfig,
+    root: &Root,
+    listeners: &Listeners,
+) -> Vec<(String, Place, watch::Sender<Publication>)> {
+    let socket = &settings.socket;
+    if !socket.enabled {
+        return Vec::new();
+    }
+    let own = ("socket".to_owned(), Place::new(root, own_dir(workload), socket.group.clone()));
+    let also = socket.also.iter().filter_map(|path| {
+        Some((format!("socket {}", path.display()), Place::also(root, path, socket.group.clone())?))
+    });
+    let all = std::iter::once(own).chain(also);
+    all.map(|(name, place)| (name, place.inherit(&workload.name, listeners), watch::Sender::default())).collect()
 }

@@ -1,14 +1,19 @@
 //! One workload at work: its loops, its facts, and nothing shared with another.
 
-use super::{journal, outputs::outputs};
+use super::{
+    hooks::hooks,
+    inbound, journal,
+    outputs::{outputs, places},
+};
 use crate::{
     address,
-    config::{HookAction, HookConfig, MembershipConfig, StartTlsConfig, WorkloadConfig},
+    config::{MembershipConfig, WorkloadConfig},
     control::{Credential, Istiod, MembershipSettings, Post, read_roots},
     health::{self, ProbeSettings},
     identity::{self, Wanted},
+    inbound::Threads,
     locality,
-    publish::{self, Action, Hook, Place, Policy, StartTls, Switches, Verify},
+    publish::{self, Policy, Switches},
     session,
     status::{
         Addresses, Consumers, Facts, Health, Identity, Membership, Publication, Registration, Reload, Trouble,
@@ -18,10 +23,7 @@ use crate::{
     time::Clock,
     workload::{Locality, Overrides, Workload},
 };
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, watch},
     task::{JoinHandle, JoinSet},
@@ -29,11 +31,21 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+/// What a workload finds on this host.
+pub(super) struct Ground<'a> {
+    pub(super) root: &'a Root,
+    pub(super) listeners: &'a Listeners,
+    pub(super) commands: &'a Commands,
+    /// Of the inbound data path; none when nobody needs it.
+    pub(super) threads: Option<&'a Threads>,
+}
+
 /// A running workload.
 #[derive(Debug)]
 pub(super) struct Unit {
     workload: Arc<Workload>,
     facts: Facts,
+    drain: Duration,
     task: JoinHandle<()>,
 }
 
@@ -42,12 +54,11 @@ impl Unit {
     pub(super) fn start(
         workload: Workload,
         settings: WorkloadConfig,
-        root: &Root,
-        listeners: &Listeners,
-        commands: &Commands,
+        ground: &Ground<'_>,
         stop: &CancellationToken,
         leaving: &watch::Receiver<bool>,
     ) -> Self {
+        let &Ground { root, listeners, commands, threads } = ground;
         let workload = Arc::new(workload);
         let clock = Clock::default();
         let wanted = wanted(&workload, &settings, root);
@@ -73,6 +84,8 @@ impl Unit {
             .into_iter()
             .map(|hook| (hook, watch::Sender::new(Reload::None)))
             .collect();
+        let drain = settings.inbound.iter().map(|inbound| inbound.drain).max().unwrap_or_default();
+        let inbounds = inbound::listeners(&workload, &settings.inbound, listeners, threads);
         let facts = Facts {
             identity: identity.subscribe(),
             registration: registration.subscribe(),
@@ -82,6 +95,7 @@ impl Unit {
             publications,
             consumers: consumers.subscribe(),
             reloads: hooks.iter().map(|(hook, fact)| (hook.name.clone(), fact.subscribe())).collect(),
+            inbounds: inbounds.iter().map(|(fact, _)| fact.clone()).collect(),
         };
 
         let stop = stop.child_token();
@@ -103,6 +117,9 @@ impl Unit {
             let served = publish::serve(place, policy, identity, fact, consumers, clock, stop.clone());
             loops.spawn(served.instrument(span()));
         }
+        for (_, listener) in inbounds {
+            loops.spawn(listener.run(facts.identity.clone(), clock, stop.clone()).instrument(span()));
+        }
         let resolver = Resolver::new(workload.hosts.clone());
         let authority = &workload.discovery.authority;
         let target = (authority.host.clone(), authority.port);
@@ -114,6 +131,7 @@ impl Unit {
             commands: commands.clone(),
             verify_tls: settings.health.verify_tls,
             localhost: workload.probe_localhost,
+            detours: inbound::detours(&settings.inbound),
         };
         loops.spawn(
             health::run(workload.probe.clone(), probes, facts.addresses.clone(), health, stop.clone())
@@ -130,12 +148,17 @@ impl Unit {
         let connected = connected(workload.clone(), settings, wanted, resolver, identity, post, clock);
         loops.spawn(connected.instrument(span()));
         let task = tokio::spawn(join(loops, stop).instrument(span()));
-        Self { workload, facts, task }
+        Self { workload, facts, drain, task }
     }
 
     /// Whether it ended although nobody told it to: a bug.
     pub(super) fn has_failed(&self) -> bool {
         self.task.is_finished()
+    }
+
+    /// How long its open connections may take to end.
+    pub(super) fn drain(&self) -> Duration {
+        self.drain
     }
 
     /// Waits for its end.
@@ -211,60 +234,6 @@ fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted
         store: Path::new("/var/lib/we-agent").join(&workload.name),
         token: workload.token.clone(),
     }
-}
-
-/// Where files and socket of a workload are.
-fn own_dir(workload: &Workload) -> PathBuf {
-    Path::new("/run/we-agent").join(&workload.name)
-}
-
-/// Where the identity is served, each place with its name in status and its fact.
-fn places(
-    workload: &Workload,
-    settings: &WorkloadConfig,
-    root: &Root,
-    listeners: &Listeners,
-) -> Vec<(String, Place, watch::Sender<Publication>)> {
-    let socket = &settings.socket;
-    if !socket.enabled {
-        return Vec::new();
-    }
-    let own = ("socket".to_owned(), Place::new(root, own_dir(workload), socket.group.clone()));
-    let also = socket.also.iter().filter_map(|path| {
-        Some((format!("socket {}", path.display()), Place::also(root, path, socket.group.clone())?))
-    });
-    let all = std::iter::once(own).chain(also);
-    all.map(|(name, place)| (name, place.inherit(&workload.name, listeners), watch::Sender::default())).collect()
-}
-
-/// What is done after a switch. Of several hooks with the same program each has its place in the name.
-fn hooks(hooks: &[HookConfig], root: &Root, commands: &Commands) -> Vec<Hook> {
-    let name = |i: usize, hook: &HookConfig| match hooks[..i].iter().filter(|other| other.name() == hook.name()).count()
-    {
-        0 => hook.name().to_owned(),
-        before => format!("{}#{}", hook.name(), before + 1),
-    };
-    let verify = |hook: &HookConfig| {
-        hook.verify.clone().map(|verify| Verify {
-            address: verify.address,
-            sni: verify.sni,
-            start_tls: verify.start_tls.map(|StartTlsConfig::Postgres| StartTls::Postgres),
-            within: verify.within,
-        })
-    };
-    let action = |hook: &HookConfig| match &hook.action {
-        HookAction::Command(command) => Action::Command { commands: commands.clone(), command: command.clone() },
-        HookAction::Unit(unit) => Action::Unit { root: root.clone(), unit: unit.clone() },
-    };
-    let hooks = hooks.iter().enumerate();
-    hooks
-        .map(|(i, hook)| Hook {
-            name: name(i, hook),
-            action: action(hook),
-            deadline: hook.deadline,
-            verify: verify(hook),
-        })
-        .collect()
 }
 
 /// What our own configuration says over the bundle.

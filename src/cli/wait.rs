@@ -76,6 +76,7 @@ mod tests {
                 files: Vec::new(),
                 consumers: Vec::new(),
                 reloads: Vec::new(),
+                inbound: Vec::new(),
                 ignored: Vec::new(),
                 broken: Vec::new(),
             })
