@@ -91,20 +91,19 @@ boot() {
     mount -t tmpfs -o mode=755,size=4g tmpfs "$state/m"
     mkdir "$state"/m/{upper,work,root}
     mount -t overlay -o "lowerdir=$1,upperdir=$state/m/upper,workdir=$state/m/work" overlay "$root"
-    chroot "$root" ip link set lo up
     # nspawn keeps locks in /run, and wants it on a tmpfs.
     mount -t tmpfs -o mode=755 tmpfs /run
     tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
     while read -r group; do echo 0 >"$group/cgroup.procs"; done <"$state/groups"
     # One control group tree of version 2, as every distribution has it, even where the host has the hybrid one; BPF for
-    # IPAddressDeny= and DevicePolicy=; and no system call filter around the ones that are tested.
+    # IPAddressDeny= and DevicePolicy=; no system call filter around the ones that are tested; and the network is its own.
     export UNIFIED_CGROUP_HIERARCHY=1 SYSTEMD_SECCOMP=0
     while :; do
         rm -f "$state/again"
         status=0
         systemd-nspawn --quiet --boot --directory="$root" --machine="$name" --register=no --keep-unit --link-journal=no \
             --network-namespace-path=/proc/self/ns/net --resolv-conf=off --timezone=off --console=read-only \
-            --capability=CAP_BPF,CAP_PERFMON,CAP_SYS_RESOURCE,CAP_SYSLOG </dev/null || status=$?
+            --capability=CAP_NET_ADMIN,CAP_BPF,CAP_PERFMON,CAP_SYS_RESOURCE,CAP_SYSLOG </dev/null || status=$?
         # 133 is a reboot.
         [[ $status = 133 || -e $state/again ]] || break
     done
