@@ -131,5 +131,4 @@ main() { # read whole before it runs, so that an edit does not disturb it
     echo "$passed passed, $failed failed, $skipped skipped"
     [[ $failed = 0 ]]
 }
-main
-exit
+main; exit
