@@ -30,6 +30,7 @@ complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "run" -d 'Run the 
 complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "status" -d 'Show what the daemon knows of every workload'
 complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "wait" -d 'Return when the workloads are ready'
 complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "permit" -d 'Let the daemon\'s group read the bundles, and nobody else'
+complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "exec" -d 'Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook'
 complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c we-agent -n "__fish_we_agent_using_subcommand run" -l root -d 'Directory that every path of the agent is looked up below' -r -F
 complete -c we-agent -n "__fish_we_agent_using_subcommand run" -l config -d 'Configuration file, taken as it is; the default is /etc/we-agent/we-agent.yaml below the root, if it exists' -r -F
@@ -38,6 +39,7 @@ text\t'Lines for people, on stderr'
 json\t'One JSON object a line, on stderr'
 journald\t'Structured entries, sent to the journal'"
 complete -c we-agent -n "__fish_we_agent_using_subcommand run" -l log-level -d 'What to log: error, warn, info, debug, trace, or target=level pairs; wins over log.level of the configuration' -r
+complete -c we-agent -n "__fish_we_agent_using_subcommand run" -l exec-socket -d 'Socket of the runner that commands of probes and hooks are handed to (we-agent-exec.socket), taken as it is; without one, the daemon runs them itself' -r -F
 complete -c we-agent -n "__fish_we_agent_using_subcommand run" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c we-agent -n "__fish_we_agent_using_subcommand status" -l root -d 'Directory that every path of the agent is looked up below' -r -F
 complete -c we-agent -n "__fish_we_agent_using_subcommand status" -l json -d 'Print JSON'
@@ -48,8 +50,10 @@ complete -c we-agent -n "__fish_we_agent_using_subcommand wait" -s h -l help -d 
 complete -c we-agent -n "__fish_we_agent_using_subcommand permit" -l root -d 'Directory that every path of the agent is looked up below' -r -F
 complete -c we-agent -n "__fish_we_agent_using_subcommand permit" -l group -d 'The group that the daemon runs as, by name or number' -r
 complete -c we-agent -n "__fish_we_agent_using_subcommand permit" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit help" -f -a "run" -d 'Run the daemon'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit help" -f -a "status" -d 'Show what the daemon knows of every workload'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit help" -f -a "wait" -d 'Return when the workloads are ready'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit help" -f -a "permit" -d 'Let the daemon\'s group read the bundles, and nobody else'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c we-agent -n "__fish_we_agent_using_subcommand exec" -s h -l help -d 'Print help'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "run" -d 'Run the daemon'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "status" -d 'Show what the daemon knows of every workload'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "wait" -d 'Return when the workloads are ready'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "permit" -d 'Let the daemon\'s group read the bundles, and nobody else'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "exec" -d 'Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
