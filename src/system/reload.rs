@@ -124,7 +124,7 @@ mod tests {
     fn execute(root: &Root, key: &str) {
         for line in values(SERVICE, key) {
             let words: Vec<_> = line.split_whitespace().collect();
-            let ["/usr/bin/mv", "--force", "--no-target-directory", from, to] = words[..] else { panic!("{line}") };
+            let ["/bin/mv", "--force", "--no-target-directory", from, to] = words[..] else { panic!("{line}") };
             fs::rename(root.path(from), root.path(to)).unwrap();
         }
     }
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn the_service_reloads_that_unit_and_nothing_else() {
-        assert_eq!(values(SERVICE, "ExecStart"), ["+/usr/bin/systemctl reload -- nginx.service"]);
+        assert_eq!(values(SERVICE, "ExecStart"), ["+/bin/systemctl reload -- nginx.service"]);
         assert_eq!(values(SERVICE, "User"), ["we-agent"], "files are moved as the user that owns them");
         assert_eq!(values(PATH_UNIT, "WantedBy"), ["paths.target"], "where the consent is looked for");
     }

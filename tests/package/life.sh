@@ -22,7 +22,7 @@ inside() { timeout -k 5 180 "$here/machine.sh" in "$machine" bash -c ". /root/wo
 # arrange SCRIPT: the same for what is no check.
 arrange() { inside "$1" >>"$out/arranged" 2>&1; }
 
-# ok WHAT COMMAND...: one check. "|| return 9" where nothing that follows can be seen without it.
+# ok WHAT COMMAND...: one check; lines of it that begin with # are shown. "|| return 9" where nothing that follows can be seen without it.
 ok() {
     local what=$1 started=$SECONDS status=0
     shift
@@ -30,6 +30,7 @@ ok() {
     if [[ $status = 0 ]]; then
         passed=$((passed + 1))
         printf 'ok      %-11s %s (%d s)\n' "$suite/$format" "$what" $((SECONDS - started))
+        sed -n 's/^# /          /p' "$out/last"
     else
         failed=$((failed + 1))
         printf 'NOT OK  %-11s %s (%d s, status %d)\n' "$suite/$format" "$what" $((SECONDS - started)) "$status"
@@ -59,7 +60,6 @@ lab_start() {
     lab=$!
     count 1 '"address"' "$out/events"
 }
-lab_stop() { kill "$lab" && wait "$lab"; }
 # order WORDS: inject or heal a fault.
 order() { echo "$*" >"$out/orders"; }
 # bundle GROUP: a bundle for it, as the mesh's administrator has it.
@@ -131,5 +131,4 @@ main() { # read whole before it runs, so that an edit does not disturb it
     echo "$passed passed, $failed failed, $skipped skipped"
     [[ $failed = 0 ]]
 }
-main
-exit
+main; exit

@@ -12,6 +12,7 @@
 # The root is an overlay, ROOT below and a tmpfs above, so that each machine begins clean. Its network is a namespace with
 # nothing but loopback, and stays over a reboot. All of it lives in one pid namespace: the kernel ends the rest when the
 # first process there is killed.
+# shellcheck disable=SC2329 # some functions are called by way of "within"
 set -euo pipefail
 
 verb=${1:?see the head of this file} name=${2:?a name}
@@ -51,13 +52,15 @@ groups() {
 leader() {
     local group pid
     while read -r group; do
-        if read -r pid <"$group/payload/init.scope/cgroup.procs"; then echo "$pid"; return; fi
-    done <"$state/groups" 2>/dev/null
+        if read -r pid 2>/dev/null <"$group/payload/init.scope/cgroup.procs"; then echo "$pid"; return; fi
+    done < <(cat "$state/groups" 2>/dev/null)
     return 1
 }
 
 enter() {
-    nsenter --target "$(leader)" --all -- env -i HOME=/root LANG=C.UTF-8 TERM=dumb \
+    local pid
+    pid=$(leader) || die "it does not run"
+    nsenter --target "$pid" --all -- env -i HOME=/root LANG=C.UTF-8 TERM=dumb \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
 }
 
@@ -82,7 +85,15 @@ keeper() {
     setpriv --pdeathsig KILL unshare --mount --net --pid --fork --kill-child --mount-proc -- "$0" _boot "$name" "$1" 9>&- &
     trap 'kill -KILL $!' TERM
     wait || :
-    while read -r group; do find "$group" -depth -type d -exec rmdir {} + || :; done <"$state/groups"
+    sweep
+}
+
+# Takes away the control groups, in which nothing is left.
+sweep() {
+    local group
+    while read -r group; do
+        [[ ! -d $group ]] || find "$group" -depth -type d -exec rmdir {} + || :
+    done <"$state/groups"
 }
 
 # The first process of the pid namespace.
@@ -91,20 +102,19 @@ boot() {
     mount -t tmpfs -o mode=755,size=4g tmpfs "$state/m"
     mkdir "$state"/m/{upper,work,root}
     mount -t overlay -o "lowerdir=$1,upperdir=$state/m/upper,workdir=$state/m/work" overlay "$root"
-    chroot "$root" ip link set lo up
     # nspawn keeps locks in /run, and wants it on a tmpfs.
     mount -t tmpfs -o mode=755 tmpfs /run
     tr -d - </proc/sys/kernel/random/uuid >"$root/etc/machine-id"
     while read -r group; do echo 0 >"$group/cgroup.procs"; done <"$state/groups"
     # One control group tree of version 2, as every distribution has it, even where the host has the hybrid one; BPF for
-    # IPAddressDeny= and DevicePolicy=; and no system call filter around the ones that are tested.
+    # IPAddressDeny= and DevicePolicy=; no system call filter around the ones that are tested; and the network is its own.
     export UNIFIED_CGROUP_HIERARCHY=1 SYSTEMD_SECCOMP=0
     while :; do
         rm -f "$state/again"
         status=0
         systemd-nspawn --quiet --boot --directory="$root" --machine="$name" --register=no --keep-unit --link-journal=no \
             --network-namespace-path=/proc/self/ns/net --resolv-conf=off --timezone=off --console=read-only \
-            --capability=CAP_BPF,CAP_PERFMON,CAP_SYS_RESOURCE,CAP_SYSLOG </dev/null || status=$?
+            --capability=CAP_NET_ADMIN,CAP_BPF,CAP_PERFMON,CAP_SYS_RESOURCE,CAP_SYSLOG </dev/null || status=$?
         # 133 is a reboot.
         [[ $status = 133 || -e $state/again ]] || break
     done
@@ -113,40 +123,49 @@ boot() {
 
 # ---- the verbs
 
-case $verb in
-    up)
-        [[ $EUID = 0 ]] || die "needs root"
-        ! alive || die "it is up already"
-        rm -rf --one-file-system "$state"
-        mkdir -p "$state/m"
-        setsid timeout "$lifetime" "$0" _keeper "$name" "$1" >"$state/console" 2>&1 </dev/null &
-        within 5 alive || die "not started: $(cat "$state/console")"
-        within 90 is_up || die "not up within 90 s: $(tail -20 "$state/console")"
-        ;;
-    in) enter "$@" ;;
-    beside) exec nsenter --target "$(leader)" --net -- "$@" ;;
-    push)
-        for file in "${@:1:$#-1}"; do
-            mode=$(stat -c %a "$file")
-            enter install -m "$mode" /dev/stdin "${*: -1}/${file##*/}" <"$file"
-        done
-        ;;
-    reboot | cut)
-        before=$(leader)
-        if [[ $verb = reboot ]]; then enter systemctl reboot; else touch "$state/again" && kill -KILL "$before"; fi
-        within 90 is_up "$before" || die "not up again within 90 s: $(tail -20 "$state/console")"
-        ;;
-    down)
-        ! pid=$(leader) || kill -s RTMIN+4 "$pid" # systemd(1): power off
-        ended() { ! alive; }
-        if ! within 30 ended; then
-            kill "$(cat "$state/keeper")" # still itself, for it holds the lock
-            within 10 ended || die "it does not end"
-        fi
-        [[ -z ${1:-} ]] || { mkdir -p "$1" && cp "$state/console" "$state/journal" "$1/" || :; }
-        rm -rf --one-file-system "$state"
-        ;;
-    _keeper) keeper "$@" ;;
-    _boot) boot "$@" ;;
-    *) die "no such verb: $verb" ;;
-esac
+main() { # read whole before it runs, so that an edit does not disturb it
+    local file mode before pid
+    case $verb in
+        up)
+            [[ $EUID = 0 ]] || die "needs root"
+            ! alive || die "it is up already"
+            rm -rf --one-file-system "$state"
+            mkdir -p "$state/m"
+            setsid timeout "$lifetime" "$0" _keeper "$name" "$1" >"$state/console" 2>&1 </dev/null &
+            within 5 alive || die "not started: $(cat "$state/console")"
+            within 90 is_up || die "not up within 90 s: $(tail -20 "$state/console")"
+            ;;
+        in) enter "$@" ;;
+        beside)
+            pid=$(leader) || die "it does not run"
+            exec nsenter --target "$pid" --net -- "$@"
+            ;;
+        push)
+            for file in "${@:1:$#-1}"; do
+                mode=$(stat -c %a "$file")
+                enter install -m "$mode" /dev/stdin "${*: -1}/${file##*/}" <"$file"
+            done
+            ;;
+        reboot | cut)
+            before=$(leader)
+            if [[ $verb = reboot ]]; then enter systemctl reboot; else touch "$state/again" && kill -KILL "$before"; fi
+            within 90 is_up "$before" || die "not up again within 90 s: $(tail -20 "$state/console")"
+            ;;
+        down)
+            [[ -d $state ]] || die "there is no such machine"
+            if pid=$(leader); then kill -s RTMIN+4 "$pid" || :; fi # systemd(1): power off
+            ended() { ! alive; }
+            if ! within 30 ended; then
+                kill "$(cat "$state/keeper")" # still itself, for it holds the lock
+                within 10 ended || die "it does not end"
+            fi
+            sweep # if its keeper was killed
+            [[ -z ${1:-} ]] || { mkdir -p "$1" && cp "$state/console" "$state/journal" "$1/" || :; }
+            rm -rf --one-file-system "$state"
+            ;;
+        _keeper) keeper "$@" ;;
+        _boot) boot "$@" ;;
+        *) die "no such verb: $verb" ;;
+    esac
+}
+main "$@"; exit

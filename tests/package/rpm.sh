@@ -30,7 +30,7 @@ YAML
     ok 'rpm refuses the package while what it depends on is missing' inside "! rpm -i $package"
     ok 'and takes what it depends on' inside 'rpm -i /root/provides.rpm'
     # There they are of the package "filesystem".
-    arrange 'mkdir -p /usr/share/{licenses,man/man{5,8},zsh/site-functions,fish/vendor_completions.d,bash-completion/completions}'
+    arrange 'mkdir -p /usr/lib/systemd/system{,-preset} /usr/share/{licenses,man/man{5,8},zsh/site-functions,fish/vendor_completions.d,bash-completion/completions}'
     # Red Hat's policy: nothing is enabled unless a preset says so.
     arrange 'mkdir -p /etc/systemd/system-preset && echo "disable *" >/etc/systemd/system-preset/99-default-disable.preset'
 }

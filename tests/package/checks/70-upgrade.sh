@@ -16,7 +16,7 @@ for way in upgrade downgrade; do
     ok 'certificates rotate as before' rotates
     ok 'its files are as it brought them' verify
 done
-ok 'consumers of socket and files saw none of it' inside all_served
+ok 'consumers of socket and files saw none of it' inside 'all_served 4'
 ok 'the entry has kept its UID' kept_entry
 ok 'it is still enabled, and configured as before' inside '
     test "$(systemctl is-enabled we-agent)" = enabled && grep -q "minInterval: 2s" /etc/we-agent/we-agent.yaml &&

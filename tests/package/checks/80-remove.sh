@@ -12,7 +12,7 @@ ok 'bundles and configuration stay until the purge' inside '
 ok 'is purged' purge
 # What the checks themselves have put there.
 arrange '
-    systemctl disable --now server; systemctl reset-failed; userdel stranger; userdel consumer
+    systemctl disable --now server; systemctl reset-failed
     rm -rf /etc/systemd/system/{server.service,we-agent-socket@.socket.d} /srv/app /home/somebody \
         /usr/local/lib/attempts /usr/local/bin/{batch-probe,hook,consumer} /var/tmp/{batch-probe,hook,given}'
 ok 'the file system is as it was' inside '
