@@ -4,12 +4,7 @@
 mod from_facts;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::{IpAddr, SocketAddr},
-    time::SystemTime,
-};
+use std::{fmt, net::IpAddr, time::SystemTime};
 
 /// A moment; RFC 3339 in UTC with seconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,7 +103,11 @@ macro_rules! words {
     };
 }
 
+mod inbound;
+mod published;
 mod token;
+pub use inbound::{InboundRefusal, InboundReport, LatencyReport};
+pub use published::{ConsumerReport, ConsumerState, PublicationReport, ReloadReport, ReloadState};
 pub use token::{TokenReport, TokenState};
 
 words! {
@@ -173,136 +172,6 @@ words! {
         /// The probe cannot run until a person decides.
         Parked = "parked",
     }
-}
-
-words! {
-    /// The state of a consumer.
-    ConsumerState {
-        /// Nothing was sent, for there is no valid certificate; or it has not said yet whether it takes what was sent.
-        #[default]
-        Waiting = "waiting",
-        /// It uses what it was sent last.
-        Current = "current",
-        /// It was sent something newer than what it uses, and has not answered.
-        Behind = "behind",
-        /// It has refused what it was sent last.
-        Refused = "refused",
-    }
-}
-
-/// One thing that a program takes from the socket.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct ConsumerReport {
-    /// `sds` or `workload_api`.
-    pub protocol: String,
-    /// What it takes: a secret (`default`, `ROOTCA`), or the call that it holds (`FetchX509SVID`, `FetchX509Bundles`).
-    pub resource: String,
-    /// `waiting`, `current`, `behind` or `refused`.
-    pub state: ConsumerState,
-    /// Who it says it is; empty when it says nothing.
-    pub node: String,
-    /// The user that it runs as.
-    pub uid: u32,
-    /// Its process.
-    pub pid: Option<i32>,
-    /// The version that it uses: of a certificate the serial number.
-    pub version: Option<String>,
-    /// Why it has refused.
-    pub cause: Option<String>,
-}
-
-words! {
-    /// The state of a hook.
-    ReloadState {
-        /// Nothing was switched yet.
-        #[default]
-        None = "none",
-        /// It runs, or what is served afterwards is being looked at.
-        Running = "running",
-        /// The program was told, and where that can be seen, it serves the newest certificate.
-        Reloaded = "reloaded",
-        /// The hook failed.
-        Failed = "failed",
-        /// The hook says that all is well, but the newest certificate is not served.
-        Stale = "stale",
-    }
-}
-
-words! {
-    /// Why an inbound connection was refused.
-    InboundRefusal {
-        /// We have no certificate, or it has expired.
-        #[default]
-        NoIdentity = "no_identity",
-        /// The peer spoke, but no TLS.
-        NotTls = "not_tls",
-        /// The handshake failed.
-        Handshake = "handshake",
-        /// The peer showed no certificate.
-        NoCertificate = "no_certificate",
-        /// Its certificate does not chain to the mesh's roots, or is not valid now.
-        Untrusted = "untrusted",
-        /// Its certificate does not name exactly one SPIFFE id.
-        NoSpiffeId = "no_spiffe_id",
-        /// Its trust domain is not ours, and no rule lets it in.
-        TrustDomain = "trust_domain",
-        /// No rule lets it in.
-        NotAllowed = "not_allowed",
-        /// The handshake did not end in time.
-        Timeout = "timeout",
-        /// Too many handshakes were in flight, and this was the oldest of the busiest address.
-        Evicted = "evicted",
-        /// Too many connections were open.
-        TooMany = "too_many",
-        /// The application does not take connections.
-        Application = "application",
-        /// The peer left before the end of the handshake.
-        Aborted = "aborted",
-    }
-}
-
-/// One inbound listener.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct InboundReport {
-    /// Where it shall listen, as configured.
-    pub listen: String,
-    /// Where it listens; null while it does not.
-    pub address: Option<SocketAddr>,
-    /// Where it forwards to.
-    pub forward: String,
-    /// `strict` or `permissive`.
-    pub mode: String,
-    /// Connections that are open now.
-    pub open: u64,
-    /// Connections taken in.
-    pub connections: u64,
-    /// Connections without TLS that were let through.
-    pub plain: u64,
-    /// Bytes of the peers that were forwarded.
-    pub bytes_in: u64,
-    /// Bytes of the application that were sent.
-    pub bytes_out: u64,
-    /// Handshakes that have succeeded, and how long they took.
-    pub handshakes: LatencyReport,
-    /// How many were refused, by reason.
-    pub refused: BTreeMap<String, u64>,
-    /// What the last refusal said.
-    pub last_refusal: Option<String>,
-    /// Why it does not listen, and the fix.
-    pub cause: Option<String>,
-    /// What may not be as it was meant: ports that do not match those of the WorkloadGroup.
-    pub notes: Vec<String>,
-}
-
-/// How long something took.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct LatencyReport {
-    /// How often it was done.
-    pub count: u64,
-    /// The sum of the times, in seconds.
-    pub seconds: f64,
-    /// Upper bound in seconds, and how many were above the bound before and not above this; the rest took longer.
-    pub classes: Vec<(f64, u64)>,
 }
 
 /// The certificate.
@@ -380,32 +249,6 @@ pub struct CandidateReport {
     pub ip: IpAddr,
     /// Why it was taken, or was not.
     pub reason: String,
-}
-
-/// What one publisher has put out.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct PublicationReport {
-    /// The publisher, say `files`.
-    pub publisher: String,
-    /// Serial of what consumers see.
-    pub serial: Option<String>,
-    /// Why the newest is not out.
-    pub cause: Option<String>,
-}
-
-/// What came of one hook.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-pub struct ReloadReport {
-    /// The unit, or the program that is run.
-    pub hook: String,
-    /// `none`, `running`, `reloaded`, `failed` or `stale`.
-    pub state: ReloadState,
-    /// Serial of the certificate that the program was told of.
-    pub serial: Option<String>,
-    /// Serial of the certificate that was seen being served; null when nobody looked, or none was seen.
-    pub served: Option<String>,
-    /// What is wrong, and the fix.
-    pub cause: Option<String>,
 }
 
 impl Report {
