@@ -191,7 +191,8 @@ async fn connected(
     let credential = Credential { token: workload.token.clone(), identity: identity.subscribe() };
     let xds = settings.control_plane.xds;
     let MembershipConfig { enabled, max_bytes } = settings.membership;
-    let membership = enabled.then_some(MembershipSettings { max_bytes });
+    let served = settings.inbound.iter().map(|inbound| inbound.listen.port).collect();
+    let membership = enabled.then_some(MembershipSettings { max_bytes, served });
     let cloud = match workload.locality {
         Some(_) => None,
         None => locality::discover(settings.platform, &wanted.root, None).await,

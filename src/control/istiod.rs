@@ -27,10 +27,12 @@ use tokio::sync::Mutex;
 use tonic::{Request, Status, metadata::MetadataValue};
 
 /// How the mesh is asked whether it lists us.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct MembershipSettings {
     /// Bound on an answer, in bytes; beyond it membership stays unknown.
     pub max_bytes: usize,
+    /// The ports at which this agent itself answers for the application: what they speak need not be found out.
+    pub served: Vec<u16>,
 }
 
 /// istiod, for one workload.

@@ -17,13 +17,12 @@ use rustls::{
 };
 use std::{sync::Arc, time::SystemTime};
 
-/// The application protocols that we agree to when they are offered. Clients of the mesh offer names of Istio's own before
-/// the usual ones; `istio-peer-exchange` is not among ours, for who agrees to it must speak first, and not the
-/// application's protocol.
+/// The application protocols that we agree to when they are offered, the best first. Clients of the mesh offer names of
+/// Istio's own beside the usual ones, which they expect to be preferred. Who offers both versions of HTTP can speak both,
+/// and a plain application is more likely to speak the older one: bytes are forwarded as they are. `istio-peer-exchange`
+/// is not among ours, for who agrees to it must speak first, and not the application's protocol.
 const PROTOCOLS: [&[u8]; 7] =
-    [b"h2", b"http/1.1", b"http/1.0", b"istio-h2", b"istio-http/1.1", b"istio-http/1.0", b"istio"];
-/// How many of them are everybody's.
-const USUAL: usize = 3;
+    [b"http/1.1", b"h2", b"http/1.0", b"istio-http/1.1", b"istio-h2", b"istio-http/1.0", b"istio"];
 
 /// Who may call.
 #[derive(Debug)]
@@ -101,18 +100,9 @@ impl Keys {
     }
 }
 
-/// The first usual protocol in the client's order, as Istio's own servers do, else the first that we agree to at all. Where
-/// there is none, nothing is agreed, and no client of the mesh minds.
+/// The best of those that we agree to. Where there is none, nothing is agreed, and no client of the mesh minds.
 fn choose<'a>(offered: impl Iterator<Item = &'a [u8]>) -> Option<usize> {
-    let mut other = None;
-    for protocol in offered {
-        match PROTOCOLS.iter().position(|ours| *ours == protocol) {
-            Some(usual) if usual < USUAL => return Some(usual),
-            Some(known) => other = other.or(Some(known)),
-            None => {}
-        }
-    }
-    other
+    offered.filter_map(|protocol| PROTOCOLS.iter().position(|ours| *ours == protocol)).min()
 }
 
 fn config(provider: Arc<CryptoProvider>, caller: Arc<Caller>, context: &X509Context) -> Result<ServerConfig, Error> {
@@ -190,13 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn a_protocol_is_agreed_to_as_istio_does() {
+    fn a_protocol_is_agreed_to_that_a_plain_application_speaks() {
         assert_eq!(chosen(&["istio-http/1.1", "istio", "http/1.1"]), Some("http/1.1"));
         assert_eq!(chosen(&["istio-h2", "istio", "h2"]), Some("h2"));
         assert_eq!(chosen(&["istio-peer-exchange", "istio"]), Some("istio"));
         assert_eq!(chosen(&["istio"]), Some("istio"));
         assert_eq!(chosen(&["istio-peer-exchange"]), None);
-        assert_eq!(chosen(&["h2", "http/1.1"]), Some("h2"));
+        assert_eq!(chosen(&["h2", "http/1.1"]), Some("http/1.1"));
+        assert_eq!(chosen(&["h2"]), Some("h2"));
         assert_eq!(chosen(&["mqtt"]), None);
         assert_eq!(chosen(&[]), None);
     }

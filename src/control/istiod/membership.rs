@@ -8,7 +8,7 @@ mod known;
 mod port;
 
 use super::{
-    Istiod, MembershipSettings,
+    Istiod,
     ads::{Answer, Stream},
 };
 use crate::{
@@ -112,10 +112,10 @@ impl<'a> Observer<'a> {
 
     /// Begins a look, on a connection that is open anyway.
     pub(super) fn look(&mut self, link: Arc<Link>, addresses: Addresses) {
-        let Some(settings) = self.istiod.membership else { return };
+        let Some(settings) = &self.istiod.membership else { return };
         let istiod = self.istiod;
         self.looking = Some(Box::pin(async move {
-            Done::Looked(match timeout(LOOK, ask(istiod, link, &addresses, settings)).await {
+            Done::Looked(match timeout(LOOK, ask(istiod, link, &addresses, settings.max_bytes)).await {
                 Ok(Ok(known)) => Ok(known),
                 Ok(Err(Error::Refused { code: 8 | 11, .. })) => {
                     Err("the mesh's configuration is larger than membership.maxBytes")
@@ -131,11 +131,11 @@ impl<'a> Observer<'a> {
 
     /// Finds out whether the listed ports speak what the mesh will speak, then tells the fact.
     fn peek(&mut self, ip: Option<IpAddr>) {
-        let workload = self.istiod.workload.name.clone();
+        let istiod = self.istiod;
         let mut fact = self.known.membership();
         self.peeking = Some(Box::pin(async move {
             if let (Membership::Listed(selection), Some(ip)) = (&mut fact, ip) {
-                selection.mismatch = port::mismatch(&workload, ip, selection).await;
+                selection.mismatch = port::mismatch(istiod, ip, selection).await;
             }
             Done::Peeked(fact)
         }));
@@ -195,14 +195,9 @@ pub(super) async fn at(moment: Option<Instant>) {
     }
 }
 
-async fn ask(
-    istiod: &Istiod,
-    link: Arc<Link>,
-    addresses: &Addresses,
-    settings: MembershipSettings,
-) -> Result<Known, Error> {
+async fn ask(istiod: &Istiod, link: Arc<Link>, addresses: &Addresses, max_bytes: usize) -> Result<Known, Error> {
     let node = istiod.node(addresses, false);
-    let mut stream = Stream::new(istiod, link, node, settings.max_bytes)?;
+    let mut stream = Stream::new(istiod, link, node, max_bytes)?;
     stream.watch_clusters();
     let known = loop {
         match stream.next(istiod).await? {

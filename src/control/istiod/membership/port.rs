@@ -1,6 +1,6 @@
 //! What a port of the application speaks.
 
-use crate::{status::Selection, system::is_of_this_host};
+use crate::{control::istiod::Istiod, status::Selection, system::is_of_this_host};
 use rustls::ClientConnection;
 use std::{
     io,
@@ -19,8 +19,10 @@ const PEEK: Duration = Duration::from_secs(2);
 
 /// What to say when nobody serves a port that the mesh was told, or when the mesh will speak TLS to one where nothing
 /// answers a handshake; none when all is well.
-pub(super) async fn mismatch(workload: &str, ip: IpAddr, selection: &Selection) -> Option<String> {
-    for port in &selection.ports {
+pub(super) async fn mismatch(istiod: &Istiod, ip: IpAddr, selection: &Selection) -> Option<String> {
+    let workload = &istiod.workload.name;
+    let served = istiod.membership.as_ref().map_or(&[][..], |settings| &settings.served);
+    for port in selection.ports.iter().filter(|port| !served.contains(port)) {
         let spoken = speaks_tls(SocketAddr::new(ip, *port)).await;
         // An address that others translate to ours is not for us to judge.
         if spoken.is_none() && is_of_this_host(ip) {
