@@ -4,6 +4,7 @@
 //! anybody is dialled. Stop: all loops are told at once; identity, health and files return, sessions close their streams
 //! in order, five seconds at most; then the admin sockets go. Files and store stay: stopping is not leaving.
 
+mod inbound;
 mod journal;
 mod outputs;
 mod unit;
@@ -12,6 +13,7 @@ use crate::{
     admin::{self, Admin, AdminError},
     bundle::{self, Bundle, BundleDir},
     config::Config,
+    inbound::Threads,
     status::{Status, WorkloadStatus, Workloads},
     system::{FileWatch, Listeners, Root, going_down},
     workload::{HostFacts, Workload},
@@ -82,7 +84,7 @@ impl Agent {
         let alive = move || heart.borrow().elapsed() < ALIVE;
         let supervisor = admin::supervise(status, config.ready_timeout, alive, stop.clone());
         let served = admin.run(stopped.clone());
-        let mut floor = Floor { root, config, workloads, beat, listeners, slots: BTreeMap::new() };
+        let mut floor = Floor { root, config, workloads, beat, listeners, threads: None, slots: BTreeMap::new() };
         let units = async {
             floor.run(stop).await;
             stopped.cancel();
@@ -94,7 +96,7 @@ impl Agent {
 /// A workload's place: it runs, or waits until its bundle is mended.
 #[derive(Debug)]
 enum Slot {
-    Running { unit: Unit, key: Option<Key> },
+    Running { unit: Box<Unit>, key: Option<Key> },
     Broken { files: FileWatch, mistakes: Vec<String> },
 }
 
@@ -127,6 +129,8 @@ struct Floor {
     /// When the floor was last looked over: what the watchdog goes by.
     beat: watch::Sender<Instant>,
     listeners: Listeners,
+    /// Of the inbound data path, from the first workload on that has one.
+    threads: Option<Threads>,
     slots: BTreeMap<String, Slot>,
 }
 
@@ -165,6 +169,7 @@ impl Floor {
 
     /// Says which passed sockets nobody serves. They stay open: the bundle of their workload may come yet.
     fn unclaimed(&self) {
+        self.listeners.drop_kept_tcp();
         for socket in self.listeners.left() {
             tracing::warn!(
                 socket,
@@ -233,7 +238,7 @@ impl Floor {
         (found, note)
     }
 
-    fn open(&self, name: &str, dir: &BundleDir, stop: &CancellationToken, leaving: &watch::Receiver<bool>) -> Slot {
+    fn open(&mut self, name: &str, dir: &BundleDir, stop: &CancellationToken, leaving: &watch::Receiver<bool>) -> Slot {
         // Stamped before the reading: a change in between is seen at the next look.
         let files = FileWatch::new(dir.files().map(ToOwned::to_owned));
         let settings = self.config.workload(name);
@@ -247,7 +252,15 @@ impl Floor {
             }
         };
         let key = Key::of(&workload);
-        Slot::Running { unit: Unit::start(workload, settings, &self.root, &self.listeners, stop, leaving), key }
+        if !settings.inbound.is_empty() && self.threads.is_none() {
+            match inbound::threads() {
+                Ok(threads) => self.threads = Some(threads),
+                Err(error) => tracing::error!(cause = %error, "no threads for inbound connections, so nobody listens"),
+            }
+        }
+        let place = unit::Ground { root: &self.root, listeners: &self.listeners, threads: self.threads.as_ref() };
+        let unit = Unit::start(workload, settings, &place, stop, leaving);
+        Slot::Running { unit: Box::new(unit), key }
     }
 
     fn read(&self, name: &str, dir: &BundleDir) -> Result<Workload, Vec<String>> {

@@ -7,6 +7,7 @@
 mod allow;
 mod files;
 mod hooks;
+mod inbound;
 mod mistake;
 mod section;
 mod settings;
@@ -14,6 +15,7 @@ mod value;
 
 pub use files::{FilesConfig, OutputConfig, OutputFormat};
 pub use hooks::{HookAction, HookConfig, StartTlsConfig, VerifyConfig};
+pub use inbound::{ForwardConfig, InboundConfig, ListenConfig};
 pub use mistake::{ConfigError, Mistake};
 pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig};
 
@@ -110,9 +112,13 @@ impl Config {
             if self.defaults.files.outputs.iter().any(|output| output.dir.is_some()) {
                 s.mistake("has files.outputs with a dir, so that every workload would write there; give it in workloads.<name>");
             }
+            if !self.defaults.inbound.is_empty() {
+                s.mistake("has inbound, so that every workload would listen there; give it in workloads.<name>");
+            }
         });
         let (defaults, workloads) = (&self.defaults, &mut self.workloads);
         let mut taken: BTreeMap<PathBuf, String> = BTreeMap::new();
+        let mut listens: BTreeMap<ListenConfig, String> = BTreeMap::new();
         top.sections("workloads", value::workload_name, |name, s| {
             let mut workload = defaults.clone();
             workload.read(s);
@@ -121,6 +127,13 @@ impl Config {
                     s.mistake(&format!(
                         "writes to {}, and so does workload {other}; give one of them another dir",
                         path.display()
+                    ));
+                }
+            }
+            for listen in workload.inbound.iter().map(|inbound| inbound.listen).filter(|listen| listen.port > 0) {
+                if let Some(other) = listens.insert(listen, name.to_owned()) {
+                    s.mistake(&format!(
+                        "listens on {listen}, and so does workload {other}; give one of them another port"
                     ));
                 }
             }

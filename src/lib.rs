@@ -73,8 +73,9 @@
 //! | `health` | The loop that owns the verdict: probes and a threshold. | proto, status, system, time, workload |
 //! | `session` | The loop that owns the registration: hold a session, resume it. | control, status, system, time |
 //! | `publish` | How a certificate leaves the daemon: files, switched at once, a socket, and hooks that tell the programs. | spiffe, proto, status, system, time |
+//! | `inbound` | Mutual TLS for an application that speaks none: who may call, and moving the bytes. | spiffe, status, system, time |
 //! | `admin` | Status on a unix socket, readiness and metrics on loopback, READY and STATUS to systemd. | status, system |
-//! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, system, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, admin |
+//! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, system, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, inbound, admin |
 //! | `cli` | The words of the command line and the exit statuses. | config, status, system, telemetry, admin, agent |
 //!
 //! # Where to begin
@@ -91,6 +92,7 @@ pub mod config;
 pub mod control;
 pub mod health;
 pub mod identity;
+pub mod inbound;
 pub mod locality;
 mod proto;
 pub mod publish;

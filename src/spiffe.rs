@@ -3,8 +3,10 @@
 
 mod id;
 mod key;
+mod peer;
 mod svid;
 
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use key::{Csr, KeyError, KeyKind, PrivateKey};
+pub use peer::{IdPattern, PeerError, PeerRoots, id_of};
 pub use svid::{BundleError, SvidError, X509Bundle, X509Context, X509Svid, serial_of};

@@ -3,13 +3,15 @@
 //! Each fact has one writer (see the crate's picture) and lives in a `tokio::sync::watch`; everyone else reads. The
 //! words of the states are the same in JSON, metrics and journal.
 
+mod inbound;
 mod report;
 mod snapshot;
 
+pub use inbound::{HANDSHAKE_BOUNDS, Inbound, InboundCounters, InboundPlace};
 pub use report::{
     AddressReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport, IdentityState,
-    MembershipReport, MembershipState, PublicationReport, RegistrationReport, RegistrationState, ReloadReport,
-    ReloadState, Report, Timestamp, WorkloadReport,
+    InboundRefusal, InboundReport, LatencyReport, MembershipReport, MembershipState, PublicationReport,
+    RegistrationReport, RegistrationState, ReloadReport, ReloadState, Report, Timestamp, WorkloadReport,
 };
 pub use snapshot::{Status, WorkloadStatus, Workloads};
 
@@ -266,4 +268,6 @@ pub struct Facts {
     pub consumers: watch::Receiver<Consumers>,
     /// One per hook, in the order of the configuration: its name and what came of it.
     pub reloads: Vec<(String, watch::Receiver<Reload>)>,
+    /// One per inbound listener, in the order of the configuration.
+    pub inbounds: Vec<Inbound>,
 }

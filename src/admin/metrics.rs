@@ -160,6 +160,7 @@ mod tests {
                 state: ReloadState::Stale,
                 ..Default::default()
             }],
+            inbound: Vec::new(),
             ignored: Vec::new(),
             broken: Vec::new(),
         };

@@ -1,12 +1,13 @@
 //! One workload at work: its loops, its facts, and nothing shared with another.
 
-use super::{journal, outputs::outputs};
+use super::{inbound, journal, outputs::outputs};
 use crate::{
     address,
     config::{HookAction, HookConfig, MembershipConfig, StartTlsConfig, WorkloadConfig},
     control::{Credential, Istiod, MembershipSettings, Post, read_roots},
     health::{self, ProbeSettings},
     identity::{self, Wanted},
+    inbound::Threads,
     locality,
     publish::{self, Action, Hook, Place, Policy, StartTls, Switches, Verify},
     session,
@@ -29,6 +30,14 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+/// What a workload finds on this host.
+pub(super) struct Ground<'a> {
+    pub(super) root: &'a Root,
+    pub(super) listeners: &'a Listeners,
+    /// Of the inbound data path; none when nobody needs it.
+    pub(super) threads: Option<&'a Threads>,
+}
+
 /// A running workload.
 #[derive(Debug)]
 pub(super) struct Unit {
@@ -42,11 +51,11 @@ impl Unit {
     pub(super) fn start(
         workload: Workload,
         settings: WorkloadConfig,
-        root: &Root,
-        listeners: &Listeners,
+        ground: &Ground<'_>,
         stop: &CancellationToken,
         leaving: &watch::Receiver<bool>,
     ) -> Self {
+        let &Ground { root, listeners, threads } = ground;
         let workload = Arc::new(workload);
         let clock = Clock::default();
         let wanted = wanted(&workload, &settings, root);
@@ -70,6 +79,7 @@ impl Unit {
         publications.extend(settings.socket.enabled.then(|| ("socket".to_owned(), socket.subscribe())));
         let hooks: Vec<_> =
             hooks(&settings.hooks, root).into_iter().map(|hook| (hook, watch::Sender::new(Reload::None))).collect();
+        let inbounds = inbound::listeners(&workload, &settings.inbound, listeners, threads);
         let facts = Facts {
             identity: identity.subscribe(),
             registration: registration.subscribe(),
@@ -79,6 +89,7 @@ impl Unit {
             publications,
             consumers: consumers.subscribe(),
             reloads: hooks.iter().map(|(hook, fact)| (hook.name.clone(), fact.subscribe())).collect(),
+            inbounds: inbounds.iter().map(|(fact, _)| fact.clone()).collect(),
         };
 
         let stop = stop.child_token();
@@ -100,6 +111,9 @@ impl Unit {
             let policy = Policy::new(&workload.name, settings.socket.allow.clone(), Units::new(root));
             let served = publish::serve(place, policy, facts.identity.clone(), socket, consumers, clock, stop.clone());
             loops.spawn(served.instrument(span()));
+        }
+        for (_, listener) in inbounds {
+            loops.spawn(listener.run(facts.identity.clone(), clock, stop.clone()).instrument(span()));
         }
         let resolver = Resolver::new(workload.hosts.clone());
         let authority = &workload.discovery.authority;

@@ -30,7 +30,7 @@ pub(super) fn read(s: &mut Section<'_>, target: &mut Vec<Allow>) {
 }
 
 /// Counts the keys that are given, right or wrong.
-fn counted<T>(seen: &Cell<u32>, value: T) -> T {
+pub(super) fn counted<T>(seen: &Cell<u32>, value: T) -> T {
     seen.set(seen.get() + 1);
     value
 }

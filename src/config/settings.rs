@@ -1,6 +1,6 @@
 //! The settings of one workload.
 
-use super::{HookConfig, allow, files::FilesConfig, section::Section, value};
+use super::{HookConfig, InboundConfig, allow, files::FilesConfig, section::Section, value};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
@@ -39,6 +39,8 @@ pub struct WorkloadConfig {
     pub socket: SocketConfig,
     /// `hooks`, run after each switch of the files.
     pub hooks: Vec<HookConfig>,
+    /// `inbound`: where the mesh's mutual TLS ends, in front of an application that speaks none.
+    pub inbound: Vec<InboundConfig>,
     /// `platform`.
     pub platform: Platform,
 }
@@ -158,6 +160,10 @@ impl WorkloadConfig {
         let mut hooks = Vec::new();
         if s.list("hooks", |s| hooks.extend(HookConfig::read(s))) {
             self.hooks = hooks;
+        }
+        let mut inbound = Vec::new();
+        if s.list("inbound", |s| inbound.extend(InboundConfig::read(s))) {
+            self.inbound = inbound;
         }
     }
 }

@@ -282,7 +282,7 @@ pub(super) fn platform(text: &str) -> Result<Platform, String> {
     )
 }
 
-fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
+pub(super) fn one_of<T: Copy>(text: &str, words: &[(&str, T)]) -> Result<T, String> {
     words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value).ok_or_else(|| {
         let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
         format!("is none of {}", words.join(", "))

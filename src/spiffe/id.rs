@@ -89,6 +89,13 @@ impl SpiffeId {
     pub fn trust_domain(&self) -> &str {
         &self.text[SCHEME.len()..SCHEME.len() + self.domain]
     }
+
+    /// Namespace and service account, if it has the form that Istio gives to ids.
+    pub fn workload_parts(&self) -> Option<(&str, &str)> {
+        let path = self.text[SCHEME.len() + self.domain..].strip_prefix("/ns/")?;
+        let (namespace, account) = path.split_once("/sa/")?;
+        (!namespace.contains('/') && !account.contains('/')).then_some((namespace, account))
+    }
 }
 
 impl FromStr for SpiffeId {
@@ -128,6 +135,10 @@ mod tests {
         let id = SpiffeId::workload(&"cluster.local".parse().unwrap(), "vms", "payments-sa").unwrap();
         assert_eq!(id.as_str(), "spiffe://cluster.local/ns/vms/sa/payments-sa");
         assert_eq!(id.trust_domain(), "cluster.local");
+        assert_eq!(id.workload_parts(), Some(("vms", "payments-sa")));
+        for other in ["spiffe://a", "spiffe://a/ns/b", "spiffe://a/ns/b/c/sa/d", "spiffe://a/ns/b/sa/c/d"] {
+            assert_eq!(other.parse::<SpiffeId>().unwrap().workload_parts(), None, "{other}");
+        }
     }
 
     #[test]

@@ -271,7 +271,7 @@ fn serial(cert: &X509Certificate<'_>) -> String {
 }
 
 /// Every URI among the subject alternative names.
-fn uris<'a>(cert: &'a X509Certificate<'_>) -> Vec<&'a str> {
+pub(super) fn uris<'a>(cert: &'a X509Certificate<'_>) -> Vec<&'a str> {
     let names = cert.extensions().iter().filter_map(|e| match e.parsed_extension() {
         ParsedExtension::SubjectAlternativeName(san) => Some(&san.general_names),
         _ => None,
@@ -280,7 +280,7 @@ fn uris<'a>(cert: &'a X509Certificate<'_>) -> Vec<&'a str> {
 }
 
 /// Whether the key usage names what only an authority may do.
-fn may_sign(cert: &X509Certificate<'_>) -> bool {
+pub(super) fn may_sign(cert: &X509Certificate<'_>) -> bool {
     cert.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign())
 }
 

@@ -9,6 +9,7 @@ use nix::sys::socket::{
 use sd_notify::NotifyState;
 use std::{
     io,
+    net::{SocketAddr, TcpListener},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::{fs::FileTypeExt, net::UnixListener as StdListener},
@@ -17,6 +18,9 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::net::UnixListener;
+
+/// How the names of kept TCP listeners begin.
+pub const INBOUND: &str = "inbound-";
 
 /// The sockets that the service manager has given us and nobody has taken yet. Clones are the same set.
 #[derive(Debug, Clone, Default)]
@@ -62,6 +66,30 @@ impl Listeners {
         None
     }
 
+    /// The TCP listener that is bound to an address that `is_wanted`, whatever its name; it does not block. None when there
+    /// is none left.
+    pub fn take_tcp(&self, is_wanted: impl Fn(SocketAddr) -> bool) -> Option<TcpListener> {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = held.iter().position(|(_, fd)| tcp_address(fd).is_some_and(&is_wanted))?;
+        let listener = TcpListener::from(held.remove(at).1);
+        listener.set_nonblocking(true).ok()?;
+        Some(listener)
+    }
+
+    /// Lets go of the TCP listeners that a process before us has asked to keep and that nobody has taken: who connects
+    /// there would wait for ever.
+    pub fn drop_kept_tcp(&self) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|(name, fd)| {
+            let stale = name.starts_with(INBOUND) && tcp_address(fd).is_some();
+            if stale {
+                tracing::info!(name, "nobody wants this listener any more");
+                forget(name);
+            }
+            !stale
+        });
+    }
+
     fn next(&self, name: &str) -> Option<OwnedFd> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = held.iter().position(|(held, _)| held == name)?;
@@ -83,6 +111,24 @@ fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
     let listener = StdListener::from(fd);
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
+}
+
+/// Where a TCP socket listens; none for anything else.
+fn tcp_address(fd: &OwnedFd) -> Option<SocketAddr> {
+    let listens = getsockopt(fd, TypeOf) == Ok(SockType::Stream) && getsockopt(fd, AcceptConn) == Ok(true);
+    let address = getsockname::<SockaddrStorage>(fd.as_raw_fd()).ok().filter(|_| listens)?;
+    let v4 = address.as_sockaddr_in().map(|v4| SocketAddr::from((v4.ip(), v4.port())));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| SocketAddr::from((v6.ip(), v6.port()))))
+}
+
+/// Asks the service manager to hold a TCP listener for the next process, which finds it with [`Listeners::take_tcp`]. The
+/// name begins with [`INBOUND`].
+pub fn keep_tcp(name: &str, listener: impl AsFd) {
+    if name.len() > 255 {
+        return;
+    }
+    forget(name);
+    tell(sd_notify::notify_with_fds(&[NotifyState::FdStore, NotifyState::FdName(name)], &[listener.as_fd()]));
 }
 
 /// Asks the service manager to hold the listener on `path` for the next process, which finds it with

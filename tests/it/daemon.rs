@@ -41,6 +41,11 @@ impl<'a> Daemon<'a> {
         Self { host, child, log }
     }
 
+    /// The number of its process.
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id().expect("it has ended already")
+    }
+
     /// Everything that it has written so far, and those before it on the same host.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
@@ -70,8 +75,7 @@ impl<'a> Daemon<'a> {
 
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
-        let id = self.child.id().expect("it has ended already");
-        kill(Pid::from_raw(i32::try_from(id).unwrap()), signal).unwrap();
+        kill(Pid::from_raw(i32::try_from(self.id()).unwrap()), signal).unwrap();
     }
 
     /// Waits for its end, which is to be a success.

@@ -18,6 +18,7 @@ mod generated;
 mod golden_bundle;
 mod golden_first_request;
 mod golden_probes;
+mod inbound;
 mod kill;
 mod man;
 mod membership;

@@ -20,6 +20,7 @@ fn workload(name: &str) -> WorkloadReport {
         files: Vec::new(),
         consumers: Vec::new(),
         reloads: Vec::new(),
+        inbound: Vec::new(),
         ignored: Vec::new(),
         broken: Vec::new(),
     }

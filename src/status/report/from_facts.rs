@@ -2,14 +2,14 @@
 
 use super::{
     AddressReport, CandidateReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport,
-    IdentityState, MembershipReport, MembershipState, PublicationReport, RegistrationReport, RegistrationState,
-    ReloadReport, ReloadState, Timestamp, WorkloadReport,
+    IdentityState, InboundRefusal, InboundReport, LatencyReport, MembershipReport, MembershipState, PublicationReport,
+    RegistrationReport, RegistrationState, ReloadReport, ReloadState, Timestamp, WorkloadReport,
 };
 use crate::status::{
-    Addresses, Consumer, Health, Identity, Membership, Publication, Registration, Reload, Selection, Trouble,
-    WorkloadStatus,
+    Addresses, Consumer, HANDSHAKE_BOUNDS, Health, Identity, Inbound, InboundPlace, Membership, Publication,
+    Registration, Reload, Selection, Trouble, WorkloadStatus,
 };
-use std::time::SystemTime;
+use std::{sync::atomic::Ordering::Relaxed, time::SystemTime};
 
 impl WorkloadReport {
     pub(in crate::status) fn of(workload: &WorkloadStatus, now: SystemTime) -> Self {
@@ -26,6 +26,7 @@ impl WorkloadReport {
             files: Vec::new(),
             consumers: Vec::new(),
             reloads: Vec::new(),
+            inbound: Vec::new(),
             ignored: workload.ignored.clone(),
             broken: workload.broken.clone(),
         };
@@ -41,6 +42,7 @@ impl WorkloadReport {
             report.consumers =
                 facts.consumers.borrow().iter().map(|((_, takes), c)| ConsumerReport::of(takes, c)).collect();
             report.reloads = facts.reloads.iter().map(|(hook, fact)| ReloadReport::of(hook, &fact.borrow())).collect();
+            report.inbound = facts.inbounds.iter().map(InboundReport::of).collect();
         }
         report.cause = report.missing(workload.registers);
         report.ready = report.cause.is_none();
@@ -208,6 +210,39 @@ impl ReloadReport {
             serial: Some(serial.clone()),
             served: served.cloned(),
             cause: cause(trouble),
+        }
+    }
+}
+
+impl InboundReport {
+    fn of(inbound: &Inbound) -> Self {
+        let counters = &inbound.counters;
+        let (address, cause) = match inbound.place.borrow().clone() {
+            InboundPlace::Absent => (None, None),
+            InboundPlace::Bound(address) => (Some(address), None),
+            InboundPlace::Failed(cause) => (None, Some(cause)),
+        };
+        let (classes, micros) = counters.latency();
+        let seconds = |micros: u64| std::time::Duration::from_micros(micros).as_secs_f64();
+        let refused = InboundRefusal::ALL.iter().map(|kind| (kind.as_str().to_owned(), counters.refusals(*kind)));
+        Self {
+            listen: inbound.listen.clone(),
+            address,
+            forward: inbound.forward.clone(),
+            mode: if inbound.permissive { "permissive" } else { "strict" }.to_owned(),
+            open: counters.open.load(Relaxed),
+            connections: counters.accepted.load(Relaxed),
+            plain: counters.plain.load(Relaxed),
+            bytes_in: counters.bytes_in.load(Relaxed),
+            bytes_out: counters.bytes_out.load(Relaxed),
+            handshakes: LatencyReport {
+                count: classes.iter().sum(),
+                seconds: seconds(micros),
+                classes: HANDSHAKE_BOUNDS.iter().map(|bound| seconds(*bound)).zip(classes).collect(),
+            },
+            refused: refused.filter(|(_, count)| *count > 0).collect(),
+            last_refusal: counters.last_refusal(),
+            cause,
         }
     }
 }

@@ -68,6 +68,7 @@ fn payments() -> Writers {
         publications,
         consumers,
         reloads,
+        inbounds: Vec::new(),
     };
     let workload = WorkloadStatus {
         name: "payments".to_owned(),
@@ -236,6 +237,7 @@ fn json_has_the_documented_words_and_reads_back() {
                 "candidates": [{ "ip": "10.0.0.7", "reason": "source of the route to istiod" }],
             },
             "consumers": [],
+            "inbound": [],
             "files": [{ "publisher": "files", "serial": "0a", "cause": null }],
             "reloads": [{
                 "hook": "nginx.service", "state": "stale", "serial": "0a", "served": "09", "cause": "look at its log",

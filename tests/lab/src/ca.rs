@@ -211,6 +211,21 @@ impl Ca {
         Ok(Issued { pem: certificate.pem(), serial, not_after: params.not_after.unix_timestamp() })
     }
 
+    /// Key and chain (PEM, with intermediates) for a pod of the mesh, or for one that is not what it should be: with these
+    /// URIs, issued at `now` for `life`.
+    pub fn pod(&self, uris: &[&str], now: SystemTime, life: Duration) -> Result<(String, String), Error> {
+        let state = self.lock();
+        let signer = state.intermediates.first().or(state.roots.last()).ok_or(Error::Key("the CA"))?;
+        let key = KeyPair::generate()?;
+        let mut params = leaf_params(now);
+        params.subject_alt_names =
+            uris.iter().map(|uri| Ok(SanType::URI((*uri).try_into()?))).collect::<Result<_, rcgen::Error>>()?;
+        params.not_after = OffsetDateTime::from(now) + life;
+        let leaf = params.signed_by(&key, &signer.issuer())?.pem();
+        let chain = [leaf].into_iter().chain(state.intermediates.iter().map(|i| i.pem.clone())).collect();
+        Ok((key.serialize_pem(), chain))
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -1,0 +1,158 @@
+//! Mutual TLS for an application that speaks none: the mesh calls a port that we listen on, we ask who calls, and
+//! forward the bytes to the application on this host.
+//!
+//! The control loop of a listener ([`Listener`]) lives with the other loops of its workload: it gets the socket, makes a TLS
+//! configuration of each identity, and ends the connections in order. The connections live on [`Threads`] of their own,
+//! which are there only if some workload has a listener; they share nothing with the loops but that configuration and
+//! the counters.
+
+mod accept;
+mod admission;
+mod application;
+mod connection;
+mod handshake;
+mod header;
+mod hello;
+mod keys;
+mod lane;
+mod place;
+mod pump;
+mod refusal;
+mod threads;
+mod tls;
+
+pub use application::Forward;
+pub use place::Place;
+pub use threads::Threads;
+
+use crate::{
+    spiffe::{IdPattern, SpiffeId},
+    status::{Identity, InboundCounters, InboundPlace, tell},
+    time::Clock,
+};
+use keys::{Guard, Keys};
+use refusal::Journal;
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant, SystemTime},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// From one look whether all connections have ended to the next.
+const LOOK: Duration = Duration::from_millis(20);
+/// What the last connections may be late.
+const LATE: Duration = Duration::from_millis(200);
+
+/// What one listener does.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Who we are; who may call is seen from here.
+    pub id: SpiffeId,
+    /// Where the application is.
+    pub forward: Forward,
+    /// Whether clients that speak no TLS are let through.
+    pub permissive: bool,
+    /// Who may call; empty stands for every identity of our trust domain.
+    pub allow: Vec<IdPattern>,
+    /// Whether the application is told who calls (PROXY protocol, version 2).
+    pub proxy_header: bool,
+    /// Ends connections that are older; none lets them live.
+    pub max_age: Option<Duration>,
+    /// Ends connections on which nothing was moved for so long.
+    pub idle: Duration,
+    /// From the connection to the end of the handshake.
+    pub handshake: Duration,
+    /// How many connections may be open; one more is refused.
+    pub max_connections: u64,
+    /// How many of them may be in their handshake; for one more, the oldest of the busiest address is ended.
+    pub max_handshakes: usize,
+    /// How long open connections may go on once we stop, or once they are too old.
+    pub drain: Duration,
+}
+
+/// What the control loop tells the connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    Serving,
+    /// To be ended at the first quiet moment, at the latest then.
+    Draining(Instant),
+}
+
+/// What all connections of a listener share.
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    counters: Arc<InboundCounters>,
+    keys: watch::Receiver<Option<Arc<Keys>>>,
+    phase: watch::Receiver<Phase>,
+    admission: admission::Admission,
+    journal: Journal,
+}
+
+/// One listener, ready to be run.
+#[derive(Debug)]
+pub struct Listener {
+    /// Where it listens.
+    pub place: Place,
+    /// What it does.
+    pub settings: Settings,
+    /// Where its connections live.
+    pub threads: Threads,
+    /// The fact that says where it is.
+    pub fact: watch::Sender<InboundPlace>,
+    /// What it counts.
+    pub counters: Arc<InboundCounters>,
+}
+
+impl Listener {
+    /// Serves until `stop`, then lets the connections end.
+    pub async fn run(self, mut identity: watch::Receiver<Identity>, clock: Clock, stop: CancellationToken) {
+        let Self { mut place, settings, threads, fact, counters } = self;
+        let Some(listener) = stop.run_until_cancelled(place.listen(&fact)).await else { return };
+        let guard = Arc::new(Guard::new(&settings));
+        let (keys, receiver) = watch::channel(keys_of(&identity.borrow_and_update(), &guard, clock.now()));
+        let (phase, told) = watch::channel(Phase::Serving);
+        let drain = settings.drain;
+        let shared = Arc::new(Shared {
+            admission: admission::Admission::new(settings.max_handshakes),
+            settings,
+            counters: counters.clone(),
+            keys: receiver,
+            phase: told,
+            journal: Journal::new(tracing::Span::current()),
+        });
+        let accepting = threads.accept(listener, shared, stop.clone());
+        loop {
+            tokio::select! {
+                changed = identity.changed() => {
+                    if changed.is_err() {
+                        stop.cancelled().await;
+                        break;
+                    }
+                    keys.send_replace(keys_of(&identity.borrow_and_update(), &guard, clock.now()));
+                }
+                () = stop.cancelled() => break,
+            }
+        }
+        let _ = accepting.await; // it ends by itself
+        let until = Instant::now() + drain;
+        phase.send_replace(Phase::Draining(until));
+        // The connections end by themselves, the last ones at the deadline.
+        while counters.open.load(Ordering::Relaxed) > 0 && Instant::now() < until + LATE {
+            tokio::time::sleep(LOOK).await;
+        }
+        tell(&fact, InboundPlace::Absent);
+    }
+}
+
+/// What is served from now on; none without a certificate that is valid.
+fn keys_of(identity: &Identity, guard: &Arc<Guard>, now: SystemTime) -> Option<Arc<Keys>> {
+    match Keys::new(identity.valid(now)?, identity.previous.as_deref(), guard, now) {
+        Ok(keys) => Some(Arc::new(keys)),
+        Err(error) => {
+            tracing::error!(cause = %error, "the certificate cannot be used for inbound TLS");
+            None
+        }
+    }
+}

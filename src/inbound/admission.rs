@@ -1,0 +1,117 @@
+//! Who may be in a handshake. Half-open connections cost memory, and whoever opens many must not keep others out: at the
+//! bound, the oldest of the address with the most gives way.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::oneshot;
+
+/// The handshakes in flight of one listener.
+#[derive(Debug, Clone)]
+pub(super) struct Admission {
+    most: usize,
+    table: Arc<Mutex<Table>>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    count: usize,
+    next: u64,
+    by_address: HashMap<IpAddr, VecDeque<(u64, oneshot::Sender<()>)>>,
+}
+
+/// A handshake's place; dropping it gives it back.
+#[derive(Debug)]
+pub(super) struct Ticket {
+    table: Arc<Mutex<Table>>,
+    address: IpAddr,
+    number: u64,
+    evicted: oneshot::Receiver<()>,
+}
+
+impl Admission {
+    /// For at most so many at once.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most: most.max(1), table: Arc::default() }
+    }
+
+    /// A place, always; somebody else may lose theirs.
+    pub(super) fn enter(&self, address: IpAddr) -> Ticket {
+        let (sender, evicted) = oneshot::channel();
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.count >= self.most {
+            table.evict();
+        }
+        let number = table.next;
+        table.next += 1;
+        table.count += 1;
+        table.by_address.entry(address).or_default().push_back((number, sender));
+        Ticket { table: self.table.clone(), address, number, evicted }
+    }
+}
+
+impl Table {
+    /// Ends the oldest handshake of the address with the most.
+    fn evict(&mut self) {
+        let busiest = self.by_address.iter().max_by_key(|(_, tickets)| tickets.len()).map(|(address, _)| *address);
+        let oldest = busiest.and_then(|address| Some((address, self.by_address.get(&address)?.front()?.0)));
+        let Some((address, number)) = oldest else { return };
+        if let Some(sender) = self.remove(address, number) {
+            let _ = sender.send(()); // it may have ended by itself just now
+        }
+    }
+
+    fn remove(&mut self, address: IpAddr, number: u64) -> Option<oneshot::Sender<()>> {
+        let tickets = self.by_address.get_mut(&address)?;
+        let at = tickets.binary_search_by_key(&number, |(number, _)| *number).ok()?;
+        let (_, sender) = tickets.remove(at)?;
+        if tickets.is_empty() {
+            self.by_address.remove(&address);
+        }
+        self.count -= 1;
+        Some(sender)
+    }
+}
+
+impl Ticket {
+    /// Returns when the place is lost.
+    pub(super) async fn evicted(&mut self) {
+        let _ = (&mut self.evicted).await;
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).remove(self.address, self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lost(ticket: &mut Ticket) -> bool {
+        ticket.evicted.try_recv().is_ok()
+    }
+
+    #[test]
+    fn the_oldest_of_the_busiest_gives_way() {
+        let [busy, quiet, other] = [1, 2, 3].map(|n| IpAddr::from([10, 0, 0, n]));
+        let admission = Admission::new(4);
+        let mut honest = admission.enter(quiet);
+        let mut held: Vec<_> = (0..3).map(|_| admission.enter(busy)).collect();
+        let mut late = admission.enter(other);
+        assert!(lost(&mut held.remove(0)) && !lost(&mut held[0]));
+        for _ in 0..100 {
+            held.push(admission.enter(busy));
+        }
+        assert!(!lost(&mut honest) && !lost(&mut late));
+        assert_eq!(held.iter_mut().map(lost).filter(|lost| !lost).count(), 2);
+        drop(held);
+        drop((honest, late));
+        let table = admission.table.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(table.count == 0 && table.by_address.is_empty());
+    }
+}

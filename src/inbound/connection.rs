@@ -1,0 +1,168 @@
+//! One connection from beginning to end.
+
+use super::{
+    Phase, Shared,
+    admission::Ticket,
+    handshake::{Welcome, shake},
+    header::header,
+    pump::Pump,
+    refusal::Refusal,
+};
+use crate::{status::InboundRefusal, time::between};
+use nix::sys::socket::{setsockopt, sockopt};
+use std::{
+    future::poll_fn,
+    io,
+    net::{SocketAddr, TcpStream as StdStream},
+    pin::pin,
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+use tokio::{
+    net::TcpStream,
+    time::{sleep_until, timeout},
+};
+
+/// A connection that is to end does so when nothing was moved for so long.
+const QUIET: Duration = Duration::from_millis(200);
+/// From the last sign of life to the first question whether the peer is there, and from one to the next; then it is gone.
+const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
+
+/// Counts a connection for as long as it is open.
+pub(super) struct Open(Arc<Shared>);
+
+impl Open {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        shared.counters.accepted.fetch_add(1, Relaxed);
+        shared.counters.open.fetch_add(1, Relaxed);
+        Self(shared.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.counters.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Serves one connection. To be called within the runtime of its thread.
+pub(super) async fn serve(stream: StdStream, from: SocketAddr, open: Open, ticket: Ticket) {
+    let shared = open.0.clone();
+    let Ok(mut peer) = prepared(stream) else { return };
+    match welcome(&mut peer, &shared, ticket).await {
+        Ok(welcome) => forward(peer, from, welcome, &shared).await,
+        Err(refusal) => refuse(peer, from, &refusal, &shared),
+    }
+}
+
+fn prepared(stream: StdStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    let (idle, interval, count) = KEEPALIVE;
+    setsockopt(&stream, sockopt::KeepAlive, &true)?;
+    setsockopt(&stream, sockopt::TcpKeepIdle, &idle)?;
+    setsockopt(&stream, sockopt::TcpKeepInterval, &interval)?;
+    setsockopt(&stream, sockopt::TcpKeepCount, &count)?;
+    TcpStream::from_std(stream)
+}
+
+async fn welcome(peer: &mut TcpStream, shared: &Arc<Shared>, mut ticket: Ticket) -> Result<Welcome, Refusal> {
+    let within = shared.settings.handshake;
+    tokio::select! {
+        shaken = timeout(within, shake(peer, shared)) => shaken.unwrap_or_else(|_| {
+            let within = humantime::format_duration(within);
+            Err(Refusal::new(InboundRefusal::Timeout, format!("no handshake within {within} (handshakeTimeout)")))
+        }),
+        () = ticket.evicted() => Err(Refusal::new(
+            InboundRefusal::Evicted,
+            "too many handshakes were in flight (maxHandshakes), and this was the oldest of the busiest address",
+        )),
+    }
+}
+
+/// Closes at once. Where TLS has said why, the peer gets to read it: a reset would take it away from the peer.
+fn refuse(peer: TcpStream, from: SocketAddr, refusal: &Refusal, shared: &Shared) {
+    shared.counters.refused(refusal.kind, &refusal.to_string());
+    shared.journal.refused(refusal, from);
+    if matches!(refusal.kind, InboundRefusal::NoIdentity | InboundRefusal::Application | InboundRefusal::Evicted) {
+        let _ = peer.set_zero_linger(); // it may be gone already
+    }
+}
+
+async fn forward(peer: TcpStream, from: SocketAddr, mut welcome: Welcome, shared: &Arc<Shared>) {
+    let settings = &shared.settings;
+    let application = match settings.forward.connect().await {
+        Ok(application) => application,
+        Err(cause) => {
+            let text = format!("the application at {} takes no connection: {cause}; is it running?", settings.forward);
+            return refuse(peer, from, &Refusal::new(InboundRefusal::Application, text), shared);
+        }
+    };
+    if welcome.tls.is_none() {
+        shared.counters.plain.fetch_add(1, Relaxed);
+    }
+    shared.counters.bytes_in.fetch_add(welcome.said.len() as u64, Relaxed);
+    let mut first = std::mem::take(&mut welcome.said);
+    if settings.proxy_header
+        && let Ok(local) = peer.local_addr()
+    {
+        first = [header(from, local, &welcome), first].concat();
+    }
+    let mut pump = Pump::new(peer, welcome.tls, application, first);
+    match pumped(&mut pump, shared).await {
+        End::Said => {}
+        End::Quiet => pump.close(),
+        End::Broken => pump.reset(),
+    }
+}
+
+/// How a connection ends.
+enum End {
+    /// Both ends have said all they had to say.
+    Said,
+    /// Nothing was moved for as long as that may last.
+    Quiet,
+    /// An end is gone, or we cannot wait any longer.
+    Broken,
+}
+
+/// Moves bytes until the end.
+async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
+    let settings = &shared.settings;
+    let born = Instant::now();
+    let old = settings.max_age.map(|age| born + between(age.mul_f64(0.9), age.mul_f64(1.1)));
+    let mut phase = shared.phase.clone();
+    let mut ending = ending(*phase.borrow_and_update());
+    let due = |pump: &Pump, ending: Option<Instant>| match ending {
+        Some(until) => until.min(pump.moved + QUIET),
+        None => old.into_iter().fold(pump.moved + settings.idle, Instant::min),
+    };
+    let mut wake = pin!(sleep_until(due(pump, ending).into()));
+    loop {
+        tokio::select! {
+            biased;
+            end = poll_fn(|cx| pump.poll(cx, &shared.counters)) => return if end.is_ok() { End::Said } else { End::Broken },
+            changed = phase.changed() => match changed {
+                Ok(()) => ending = self::ending(*phase.borrow_and_update()),
+                Err(_) => return End::Broken,
+            },
+            () = &mut wake => {
+                let now = Instant::now();
+                if ending.is_none() && old.is_some_and(|old| now >= old) {
+                    ending = Some(now + settings.drain);
+                } else if ending.is_some_and(|until| now >= until) {
+                    return End::Broken;
+                } else if now >= due(pump, ending) {
+                    return End::Quiet;
+                }
+            }
+        }
+        wake.as_mut().reset(due(pump, ending).into());
+    }
+}
+
+fn ending(phase: Phase) -> Option<Instant> {
+    match phase {
+        Phase::Serving => None,
+        Phase::Draining(until) => Some(until),
+    }
+}

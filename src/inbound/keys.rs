@@ -1,0 +1,220 @@
+//! What is shown to peers and what they must show: one set of TLS configurations for each identity.
+
+use super::{Settings, refusal::Refusal};
+use crate::{
+    spiffe::{IdPattern, PeerError, PeerRoots, SpiffeId, X509Context},
+    status::InboundRefusal,
+};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::{CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, UnixTime},
+    server::{
+        NoServerSessionStorage,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use std::{sync::Arc, time::SystemTime};
+
+/// The application protocols that we agree to when they are offered. Clients of the mesh offer names of Istio's own before
+/// the usual ones; `istio-peer-exchange` is not among ours, for who agrees to it must speak first, and not the
+/// application's protocol.
+const PROTOCOLS: [&[u8]; 7] =
+    [b"h2", b"http/1.1", b"http/1.0", b"istio-h2", b"istio-http/1.1", b"istio-http/1.0", b"istio"];
+/// How many of them are everybody's.
+const USUAL: usize = 3;
+
+/// Who may call.
+#[derive(Debug)]
+pub(super) struct Guard {
+    ours: SpiffeId,
+    allow: Vec<IdPattern>,
+}
+
+impl Guard {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self { ours: settings.id.clone(), allow: settings.allow.clone() }
+    }
+
+    /// Whether a peer whose certificate was verified may call.
+    fn admit(&self, peer: &SpiffeId) -> Result<(), Refusal> {
+        let ours = self.ours.trust_domain();
+        let foreign = peer.trust_domain() != ours;
+        if self.allow.iter().any(|pattern| pattern.matches(peer, ours)) || (self.allow.is_empty() && !foreign) {
+            return Ok(());
+        }
+        let (kind, rule) = match (self.allow.is_empty(), foreign) {
+            (true, _) => (InboundRefusal::TrustDomain, format!("it is not of our trust domain {ours}")),
+            (false, true) => (InboundRefusal::TrustDomain, "no entry of `allow` names its trust domain".to_owned()),
+            (false, false) => (InboundRefusal::NotAllowed, "no entry of `allow` lets it in".to_owned()),
+        };
+        Err(Refusal::new(kind, format!("{peer} may not call: {rule}")))
+    }
+}
+
+/// Everything that a handshake needs, made once for an identity.
+#[derive(Debug)]
+pub(super) struct Keys {
+    not_after: SystemTime,
+    /// One for each of [`PROTOCOLS`], and one that agrees to none.
+    configs: Vec<Arc<ServerConfig>>,
+}
+
+impl Keys {
+    /// Serves `context`. Peers must chain to its roots, or to those that came with the certificate before it as long as
+    /// that one is valid: while roots are changed, not everybody has a new certificate yet.
+    pub(super) fn new(
+        context: &X509Context,
+        previous: Option<&X509Context>,
+        guard: &Arc<Guard>,
+        now: SystemTime,
+    ) -> Result<Self, Error> {
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let roots = match previous.filter(|previous| previous.svid.is_valid(now)) {
+            Some(previous) => context.bundle.union(&previous.bundle),
+            None => context.bundle.clone(),
+        };
+        let caller = Caller {
+            roots: PeerRoots::new(&roots),
+            guard: guard.clone(),
+            algorithms: provider.signature_verification_algorithms,
+        };
+        let base = config(provider, Arc::new(caller), context)?;
+        let with = |protocol: Option<&[u8]>| {
+            let mut config = base.clone();
+            config.alpn_protocols = protocol.into_iter().map(<[u8]>::to_vec).collect();
+            Arc::new(config)
+        };
+        let configs = PROTOCOLS.iter().map(|protocol| with(Some(protocol))).chain([with(None)]).collect();
+        Ok(Self { not_after: context.svid.not_after(), configs })
+    }
+
+    /// Whether the certificate has not expired at `now`.
+    pub(super) fn is_valid(&self, now: SystemTime) -> bool {
+        now < self.not_after
+    }
+
+    /// The configuration for a client that offers these protocols.
+    pub(super) fn config<'a>(&self, offered: impl Iterator<Item = &'a [u8]>) -> Option<Arc<ServerConfig>> {
+        self.configs.get(choose(offered).unwrap_or(PROTOCOLS.len())).cloned()
+    }
+}
+
+/// The first usual protocol in the client's order, as Istio's own servers do, else the first that we agree to at all. Where
+/// there is none, nothing is agreed, and no client of the mesh minds.
+fn choose<'a>(offered: impl Iterator<Item = &'a [u8]>) -> Option<usize> {
+    let mut other = None;
+    for protocol in offered {
+        match PROTOCOLS.iter().position(|ours| *ours == protocol) {
+            Some(usual) if usual < USUAL => return Some(usual),
+            Some(known) => other = other.or(Some(known)),
+            None => {}
+        }
+    }
+    other
+}
+
+fn config(provider: Arc<CryptoProvider>, caller: Arc<Caller>, context: &X509Context) -> Result<ServerConfig, Error> {
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(caller)
+        .with_single_cert(context.svid.chain().to_vec(), context.svid.key().pkcs8().clone_key())?;
+    // A resumed session would carry what was verified by older roots and rules.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// Verifies who calls.
+#[derive(Debug)]
+struct Caller {
+    roots: PeerRoots,
+    guard: Arc<Guard>,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl ClientCertVerifier for Caller {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[] // every client of the mesh has one certificate
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let refused = |refusal| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))));
+        let peer = self.roots.client(leaf, intermediates, now).map_err(|error| {
+            let kind = match error {
+                PeerError::Unreadable | PeerError::Chain { .. } => InboundRefusal::Untrusted,
+                PeerError::Names(..) | PeerError::Id(_) | PeerError::Authority(_) => InboundRefusal::NoSpiffeId,
+            };
+            refused(Refusal::new(kind, error.to_string()))
+        })?;
+        self.guard.admit(&peer).map_err(refused)?;
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls12_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn chosen(offered: &[&str]) -> Option<&'static str> {
+        choose(offered.iter().map(|p| p.as_bytes())).map(|at| std::str::from_utf8(PROTOCOLS[at]).unwrap())
+    }
+
+    #[test]
+    fn a_protocol_is_agreed_to_as_istio_does() {
+        assert_eq!(chosen(&["istio-http/1.1", "istio", "http/1.1"]), Some("http/1.1"));
+        assert_eq!(chosen(&["istio-h2", "istio", "h2"]), Some("h2"));
+        assert_eq!(chosen(&["istio-peer-exchange", "istio"]), Some("istio"));
+        assert_eq!(chosen(&["istio"]), Some("istio"));
+        assert_eq!(chosen(&["istio-peer-exchange"]), None);
+        assert_eq!(chosen(&["h2", "http/1.1"]), Some("h2"));
+        assert_eq!(chosen(&["mqtt"]), None);
+        assert_eq!(chosen(&[]), None);
+    }
+
+    #[test]
+    fn a_refusal_names_the_rule_and_the_peer() {
+        let guard = |allow: &[&str]| Guard {
+            ours: "spiffe://td/ns/vms/sa/app".parse().unwrap(),
+            allow: allow.iter().map(|id| IdPattern::Exact(id.parse().unwrap())).collect(),
+        };
+        let peer = |id: &str| id.parse::<SpiffeId>().unwrap();
+        assert!(guard(&[]).admit(&peer("spiffe://td/ns/a/sa/b")).is_ok());
+        let refusal = guard(&[]).admit(&peer("spiffe://other/ns/a/sa/b")).unwrap_err();
+        assert_eq!(refusal.kind, InboundRefusal::TrustDomain);
+        assert_eq!(refusal.to_string(), "spiffe://other/ns/a/sa/b may not call: it is not of our trust domain td");
+        let refusal = guard(&["spiffe://td/ns/a/sa/c"]).admit(&peer("spiffe://td/ns/a/sa/b")).unwrap_err();
+        assert_eq!(refusal.kind, InboundRefusal::NotAllowed);
+        // Our own trust domain has no way in of its own once somebody is named.
+        assert!(guard(&["spiffe://other/x"]).admit(&peer("spiffe://other/x")).is_ok());
+    }
+}

@@ -1,0 +1,69 @@
+//! One direction of a connection: what is on its way, and whether it has ended.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+use tokio::io::AsyncWrite;
+
+/// Bytes that were taken from one side and that the other has not taken yet. While there are any, no more are taken: that is
+/// all the back-pressure there is.
+#[derive(Debug, Default)]
+pub(super) struct Lane {
+    held: Vec<u8>,
+    at: usize,
+    /// Nothing more comes.
+    pub(super) ended: bool,
+    /// The other side was told so.
+    pub(super) closed: bool,
+}
+
+impl Lane {
+    /// A lane that begins with `bytes`, and may be at its end already.
+    pub(super) fn new(bytes: Vec<u8>, ended: bool) -> Self {
+        Self { held: bytes, ended, ..Self::default() }
+    }
+
+    /// Whether all that was taken has gone.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
+    }
+
+    /// Sends what is held; ready when all has gone.
+    pub(super) fn flush(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<()>> {
+        while self.at < self.held.len() {
+            self.at += ready!(write(cx, to, &self.held[self.at..]))?;
+        }
+        if !self.held.is_empty() {
+            // Given back: most connections hold nothing most of the time.
+            self.held = Vec::new();
+            self.at = 0;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Sends `bytes` as far as they go, and holds the rest.
+    pub(super) fn send(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut (impl AsyncWrite + Unpin),
+        mut bytes: &[u8],
+    ) -> io::Result<()> {
+        while self.is_empty() && !bytes.is_empty() {
+            match write(cx, to, bytes) {
+                Poll::Ready(sent) => bytes = &bytes[sent?..],
+                Poll::Pending => break,
+            }
+        }
+        self.held.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+fn write(cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Poll<io::Result<usize>> {
+    match ready!(Pin::new(to).poll_write(cx, bytes))? {
+        0 => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        sent => Poll::Ready(Ok(sent)),
+    }
+}

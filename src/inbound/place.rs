@@ -1,0 +1,118 @@
+//! Where a listener listens, and getting its socket.
+
+use crate::{
+    status::{InboundPlace, tell},
+    system::{Listeners, listen},
+    time::Backoff,
+};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    time::Duration,
+};
+use tokio::{net::TcpSocket, sync::watch};
+
+/// How many connections may wait to be taken; the kernel has a bound of its own (`net.core.somaxconn`).
+const BACKLOG: u32 = 4096;
+
+/// Where a listener listens.
+#[derive(Debug)]
+pub struct Place {
+    /// None stands for every address of this host.
+    ip: Option<IpAddr>,
+    port: u16,
+    /// What a socket that outlives us is called.
+    name: String,
+    inherited: Option<TcpListener>,
+}
+
+impl Place {
+    /// At a port of one address, or of every address, for `workload`.
+    pub fn new(workload: &str, ip: Option<IpAddr>, port: u16) -> Self {
+        Self { ip, port, name: format!("{}{workload}-{port}", listen::INBOUND), inherited: None }
+    }
+
+    /// Serves the socket of the service manager that is bound there already, if there is one: of a socket unit, else one that
+    /// a process before us has asked it to keep.
+    #[must_use]
+    pub fn inherit(self, listeners: &Listeners) -> Self {
+        let inherited = match self.port {
+            0 => None,
+            port => listeners.take_tcp(|at| at.port() == port && self.covers(at.ip())),
+        };
+        Self { inherited, ..self }
+    }
+
+    /// Whether a socket bound to `ip` is ours.
+    fn covers(&self, ip: IpAddr) -> bool {
+        match self.ip {
+            Some(wanted) => wanted == ip.to_canonical(),
+            None => ip.is_unspecified(),
+        }
+    }
+
+    /// The socket; tries until it is there.
+    pub(super) async fn listen(&mut self, fact: &watch::Sender<InboundPlace>) -> TcpListener {
+        let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
+        loop {
+            let got = match self.inherited.take() {
+                Some(listener) => Ok(listener),
+                None => self.bind(),
+            };
+            match got.and_then(|listener| Ok((listener.local_addr()?, listener))) {
+                Ok((address, listener)) => {
+                    tracing::info!(%address, "listening for the mesh");
+                    tell(fact, InboundPlace::Bound(address));
+                    return listener;
+                }
+                Err(error) => {
+                    let cause = self.trouble(&error);
+                    if *fact.borrow() != InboundPlace::Failed(cause.clone()) {
+                        tracing::warn!(cause, "no inbound listener, tried again");
+                    }
+                    tell(fact, InboundPlace::Failed(cause));
+                }
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    fn bind(&self) -> io::Result<TcpListener> {
+        let listener = match self.ip {
+            Some(ip) => bind(SocketAddr::new(ip, self.port)),
+            // One socket for both families, where there are both.
+            None => bind((Ipv6Addr::UNSPECIFIED, self.port).into())
+                .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, self.port).into())),
+        }?;
+        if self.port != 0 {
+            listen::keep_tcp(&self.name, &listener);
+        }
+        Ok(listener)
+    }
+
+    fn trouble(&self, error: &io::Error) -> String {
+        let at = match self.ip {
+            Some(ip) => SocketAddr::new(ip, self.port).to_string(),
+            None => format!("port {}", self.port),
+        };
+        let fix = match error.kind() {
+            io::ErrorKind::AddrInUse => {
+                "; somebody else listens there: let the application listen on a loopback address alone, or on another port"
+            }
+            io::ErrorKind::PermissionDenied => {
+                "; ports below 1024 are for root: let systemd listen (a socket unit), or give the service \
+                 CAP_NET_BIND_SERVICE"
+            }
+            io::ErrorKind::AddrNotAvailable => "; this host does not have that address",
+            _ => "",
+        };
+        format!("cannot listen on {at}: {}{fix}", crate::system::words(error))
+    }
+}
+
+fn bind(at: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?; // connections of before may linger
+    socket.bind(at)?;
+    socket.listen(BACKLOG)?.into_std()
+}

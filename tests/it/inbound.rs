@@ -1,0 +1,451 @@
+//! A plain application is called by the mesh through our listener: who may call, what arrives, and what stays standing.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod abuse;
+mod client;
+
+use crate::{
+    daemon::Daemon,
+    rotation::{ID, lab},
+    support::{Host, Running, SOON},
+};
+use client::{Pod, WEB};
+use nix::sys::signal::Signal;
+use std::{
+    net::SocketAddr,
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    task::JoinHandle,
+    time::timeout,
+};
+use we_agent::status::{IdentityState, InboundReport};
+use we_lab::Lab;
+
+/// An application without TLS.
+struct Echo {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl Echo {
+    /// Sends back what it gets, until the end; then it ends, too.
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                tokio::spawn(async move {
+                    let (mut read, mut write) = stream.split();
+                    let _ = tokio::io::copy(&mut read, &mut write).await;
+                    let _ = write.shutdown().await;
+                });
+            }
+        });
+        Self { address, task }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// A VM whose one listener takes any free port and forwards to `forward`; `more` are further keys.
+fn vm(lab: &Lab, forward: SocketAddr, more: &str) -> Host {
+    let inbound = format!("inbound: [{{listen: '127.0.0.1:0', forward: '{forward}'{more}}}]");
+    Host::new()
+        .bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"))
+        .config(&format!("workloads: {{payments: {{renewal: {{minInterval: 100ms}}, {inbound}}}}}\n"))
+}
+
+/// The one listener of the workload.
+fn inbound(agent: &Running) -> InboundReport {
+    agent.workload("payments").unwrap().inbound.remove(0)
+}
+
+/// Starts it; where it listens.
+async fn started(host: Host) -> (Host, Running, SocketAddr) {
+    let mut agent = host.start().await;
+    agent.ready("payments").await;
+    let listens = |w: &we_agent::status::WorkloadReport| w.inbound[0].address.is_some();
+    let at = agent.until("payments", "listening", listens).await.inbound[0].address.unwrap();
+    (host, agent, at)
+}
+
+#[tokio::test]
+async fn a_pod_reaches_a_plain_application() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, "")).await;
+    let pod = Pod::new(&lab, WEB);
+    let mut stream = pod.connect(at).await.unwrap();
+    assert_eq!(Pod::server_id(&stream), ID);
+    stream.write_all(b"hello").await.unwrap();
+    let mut answer = [0; 5];
+    timeout(SOON, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"hello");
+    assert_eq!(inbound(&agent).open, 1);
+    // Half-close: the application learns of it, and answers to the end.
+    stream.write_all(b" and goodbye").await.unwrap();
+    stream.shutdown().await.unwrap();
+    let mut rest = String::new();
+    timeout(SOON, stream.read_to_string(&mut rest)).await.unwrap().unwrap();
+    assert_eq!(rest, " and goodbye");
+    agent.until("payments", "closed", |w| w.inbound[0].open == 0).await;
+    let seen = inbound(&agent);
+    assert_eq!((seen.connections, seen.handshakes.count, seen.bytes_in, seen.bytes_out), (1, 1, 17, 17));
+    assert!(seen.refused.is_empty(), "{seen:?}");
+    agent.stop().await;
+}
+
+/// What a client sees that is not let in: the handshake fails, or (TLS 1.3 tells a client only after it is done) the first
+/// read does.
+async fn is_refused(pod: &Pod, at: SocketAddr) {
+    let Ok(mut stream) = pod.connect(at).await else { return };
+    let _ = stream.write_all(b"x").await;
+    let mut answer = Vec::new();
+    let read = timeout(SOON, stream.read_to_end(&mut answer)).await.expect("it is held");
+    assert!(read.is_err() && answer.is_empty(), "it was let in: {answer:?}");
+}
+
+/// Waits until refusals are counted for this reason, and says what the last one said.
+async fn refused(agent: &mut Running, reason: &str) -> String {
+    let w = agent.until("payments", reason, |w| w.inbound[0].refused.contains_key(reason)).await;
+    w.inbound[0].last_refusal.clone().unwrap()
+}
+
+#[tokio::test]
+async fn strangers_are_refused_and_told_apart() {
+    const HOUR: Duration = Duration::from_secs(3600);
+    let lab = lab().spawn().await.unwrap();
+    let other = Lab::builder().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let allow = ", allow: [{namespace: shop}, {id: 'spiffe://partner.example/billing'}]";
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, allow)).await;
+    let now = SystemTime::now();
+    let elsewhere = "spiffe://elsewhere.local/ns/shop/sa/web";
+    for (pod, reason, said) in [
+        (Pod::stranger(&lab), "no_certificate", "shows no certificate"),
+        (Pod::foreign(&other, &lab, WEB), "untrusted", WEB),
+        (Pod::with(&lab, &[WEB], now - 2 * HOUR, HOUR), "untrusted", WEB),
+        (Pod::with(&lab, &[WEB], now + HOUR, HOUR), "untrusted", WEB),
+        (Pod::with(&lab, &[WEB, ID], now, HOUR), "no_spiffe_id", "names 2 URIs"),
+        (Pod::with(&lab, &[], now, HOUR), "no_spiffe_id", "names 0 URIs"),
+        (Pod::with(&lab, &["https://a/b"], now, HOUR), "no_spiffe_id", "https://a/b"),
+        (Pod::new(&lab, elsewhere), "trust_domain", elsewhere),
+        (Pod::new(&lab, "spiffe://cluster.local/ns/other/sa/web"), "not_allowed", "ns/other/sa/web may not call"),
+    ] {
+        let before = inbound(&agent).refused.get(reason).copied().unwrap_or_default();
+        is_refused(&pod, at).await;
+        let counted = |w: &we_agent::status::WorkloadReport| w.inbound[0].refused.get(reason) > Some(&before);
+        agent.until("payments", reason, counted).await;
+        let text = refused(&mut agent, reason).await;
+        assert!(text.contains(said), "{reason}: {text}");
+    }
+    // Plain text, and who is let in.
+    let mut plain = TcpStream::connect(at).await.unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
+    assert!(matches!(timeout(SOON, plain.read(&mut [0; 9])).await.unwrap(), Ok(0) | Err(_)));
+    assert!(refused(&mut agent, "not_tls").await.contains("does not speak TLS"));
+    for id in [WEB, "spiffe://cluster.local/ns/shop/sa/other", "spiffe://partner.example/billing"] {
+        assert_eq!(Pod::new(&lab, id).echo(at, b"hello").await, b"hello", "{id}");
+    }
+    let seen = inbound(&agent);
+    assert_eq!((seen.handshakes.count, seen.bytes_in), (3, 15), "{seen:?}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn much_goes_both_ways_at_once_and_arrives_as_it_was() {
+    const SIZE: usize = 20 << 20;
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, agent, at) = started(vm(&lab, echo.address, "")).await;
+    for pod in [Pod::new(&lab, WEB), Pod::tls12(&lab, WEB)] {
+        let bytes: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(SIZE).collect();
+        let (mut read, mut write) = tokio::io::split(pod.connect(at).await.unwrap());
+        let sent = bytes.clone();
+        let sending = tokio::spawn(async move {
+            let mut rest = &sent[..];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(fastrand::usize(1..100_000).min(rest.len()));
+                write.write_all(now).await.unwrap();
+                rest = later;
+            }
+            write.shutdown().await.unwrap();
+        });
+        let mut echoed = Vec::with_capacity(SIZE);
+        timeout(SOON * 3, read.read_to_end(&mut echoed)).await.unwrap().unwrap();
+        sending.await.unwrap();
+        assert!(echoed == bytes, "{} of {SIZE} bytes came back, or others", echoed.len());
+    }
+    assert_eq!(inbound(&agent).bytes_in, 2 * SIZE as u64);
+    agent.stop().await;
+}
+
+/// Calls again and again until told to end; how often, and what went wrong.
+fn load(pods: Vec<Pod>, at: SocketAddr) -> (tokio::sync::oneshot::Sender<()>, JoinHandle<(usize, Vec<String>)>) {
+    let (end, mut ended) = tokio::sync::oneshot::channel();
+    let task = tokio::spawn(async move {
+        let (mut calls, mut errors) = (0, Vec::new());
+        // One connection lives through everything, the others are new.
+        let mut old = pods[0].connect(at).await.unwrap();
+        while ended.try_recv().is_err() {
+            let pod = &pods[calls % pods.len()];
+            match timeout(SOON, pod.try_echo(at, b"ping")).await {
+                Ok(Ok(answer)) if answer == b"ping" => {}
+                other => errors.push(format!("{other:?}")),
+            }
+            old.write_all(b"on").await.unwrap();
+            old.read_exact(&mut [0; 2]).await.unwrap();
+            calls += 1;
+        }
+        (calls, errors)
+    });
+    (end, task)
+}
+
+#[tokio::test]
+async fn rotations_and_a_change_of_roots_are_not_felt() {
+    let lab = lab().ttl(Duration::from_secs(2)).spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, "")).await;
+    let renewed = async |agent: &mut Running, times: usize| {
+        for _ in 0..times {
+            let serial = agent.workload("payments").unwrap().identity.serial;
+            agent.until("payments", "renewed", |w| w.identity.serial != serial).await;
+        }
+    };
+    // One pod trusts both roots from the beginning, as those do that have their certificate renewed in between.
+    lab.ca().add_root().unwrap();
+    let old = Pod::new(&lab, WEB);
+    let (end, calls) = load(vec![old], at);
+    renewed(&mut agent, 4).await;
+    lab.ca().rotate_root(true).unwrap();
+    // istiod accepts certificates of its new root when it has been restarted.
+    agent.until("payments", "refused", |w| w.identity.state == IdentityState::Refused).await;
+    lab.restart().await;
+    agent.until("payments", "accepted", |w| w.ready && w.identity.state == IdentityState::Valid).await;
+    let new = Pod::new(&lab, WEB);
+    assert_eq!(new.echo(at, b"new").await, b"new");
+    lab.ca().drop_old_roots();
+    renewed(&mut agent, 1).await;
+    end.send(()).unwrap();
+    let (count, errors) = calls.await.unwrap();
+    assert!(count > 20 && errors.is_empty(), "{} of {count}: {errors:?}", errors.len());
+    assert_eq!(new.echo(at, b"new").await, b"new");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn nobody_is_held_when_the_application_is_down() {
+    let lab = lab().spawn().await.unwrap();
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+    let (_host, mut agent, at) = started(vm(&lab, closed, "")).await;
+    is_refused(&Pod::new(&lab, WEB), at).await;
+    let text = refused(&mut agent, "application").await;
+    assert!(text.contains(&format!("the application at {closed} takes no connection")), "{text}");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_idle_or_old_is_ended() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    for more in [", idleTimeout: 300ms", ", maxConnectionAge: 300ms, drainTimeout: 1s"] {
+        let (_host, mut agent, at) = started(vm(&lab, echo.address, more)).await;
+        let mut stream = Pod::new(&lab, WEB).connect(at).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        let mut answer = Vec::new();
+        let read = timeout(SOON, stream.read_to_end(&mut answer)).await.expect("it is not ended");
+        assert!(read.is_ok() && answer == b"x", "{more}: {read:?}");
+        agent.until("payments", "closed", |w| w.inbound[0].open == 0).await;
+        agent.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_permissive_listener_takes_both() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, ", mode: permissive")).await;
+    assert_eq!(Pod::new(&lab, WEB).echo(at, b"over TLS").await, b"over TLS");
+    let mut plain = TcpStream::connect(at).await.unwrap();
+    plain.write_all(b"plain").await.unwrap();
+    plain.shutdown().await.unwrap();
+    let mut answer = String::new();
+    timeout(SOON, plain.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, "plain");
+    // Who speaks TLS must be somebody.
+    is_refused(&Pod::stranger(&lab), at).await;
+    refused(&mut agent, "no_certificate").await;
+    let seen = inbound(&agent);
+    assert_eq!((seen.plain, seen.handshakes.count, seen.mode.as_str()), (1, 1, "permissive"));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_waits_for_the_servers_word_gets_it() {
+    let lab = lab().spawn().await.unwrap();
+    let greeter = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (_host, agent, at) = started(vm(&lab, greeter.local_addr().unwrap(), ", mode: permissive")).await;
+    let greeting = tokio::spawn(async move { greeter.accept().await.unwrap().0.write_all(b"220 hello").await });
+    let mut plain = TcpStream::connect(at).await.unwrap();
+    let mut word = [0; 9];
+    timeout(SOON, plain.read_exact(&mut word)).await.unwrap().unwrap();
+    assert_eq!(&word, b"220 hello");
+    greeting.await.unwrap().unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn the_application_may_learn_who_calls() {
+    let lab = lab().spawn().await.unwrap();
+    let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let more = ", proxyProtocol: v2";
+    let (_host, agent, at) = started(vm(&lab, application.local_addr().unwrap(), more)).await;
+    let mut pod = Pod::new(&lab, WEB);
+    pod.config.alpn_protocols = vec![b"istio-http/1.1".to_vec(), b"istio".to_vec(), b"http/1.1".to_vec()];
+    let mut stream = pod.connect(at).await.unwrap();
+    let from = stream.get_ref().0.local_addr().unwrap();
+    stream.write_all(b"then this").await.unwrap();
+    let (mut taken, _) = application.accept().await.unwrap();
+    let mut head = [0; 16];
+    taken.read_exact(&mut head).await.unwrap();
+    assert_eq!(head[..14], *b"\r\n\r\n\0\r\nQUIT\n\x21\x11");
+    let mut body = vec![0; usize::from(u16::from_be_bytes([head[14], head[15]]))];
+    taken.read_exact(&mut body).await.unwrap();
+    let ports = [from.port().to_be_bytes(), at.port().to_be_bytes()].concat();
+    assert_eq!(body[..12], [&[127, 0, 0, 1, 127, 0, 0, 1][..], &ports].concat());
+    let fields = fields(&body[12..]);
+    let get = |kind: u8| fields.iter().find(|(k, _)| *k == kind).map(|(_, value)| value.as_slice());
+    assert_eq!(get(0x01), Some(&b"http/1.1"[..]));
+    assert_eq!(get(0x02), Some(&b"outbound_.19080_._.payments.vms.svc"[..]));
+    assert_eq!(get(0xE0), Some(WEB.as_bytes()));
+    let ssl = get(0x20).unwrap();
+    assert_eq!(ssl[..5], [3, 0, 0, 0, 0]);
+    assert_eq!(self::fields(&ssl[5..]), [(0x21, b"TLSv1.3".to_vec()), (0x22, WEB.as_bytes().to_vec())]);
+    let mut rest = [0; 9];
+    taken.read_exact(&mut rest).await.unwrap();
+    assert_eq!(&rest, b"then this");
+    agent.stop().await;
+}
+
+/// Kind and value of each additional field.
+fn fields(mut bytes: &[u8]) -> Vec<(u8, Vec<u8>)> {
+    let mut fields = Vec::new();
+    while let [kind, high, low, rest @ ..] = bytes {
+        let (value, more) = rest.split_at(usize::from(u16::from_be_bytes([*high, *low])));
+        fields.push((*kind, value.to_vec()));
+        bytes = more;
+    }
+    fields
+}
+
+#[tokio::test]
+async fn protocols_are_agreed_to_as_in_the_mesh() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, agent, at) = started(vm(&lab, echo.address, "")).await;
+    for (offered, agreed) in [
+        (&["istio-http/1.1", "istio", "http/1.1"][..], Some("http/1.1")),
+        (&["istio-h2", "istio", "h2"], Some("h2")),
+        (&["istio-peer-exchange", "istio"], Some("istio")),
+        (&["istio"], Some("istio")),
+        (&["of-our-own"], None),
+        (&[], None),
+    ] {
+        let mut pod = Pod::new(&lab, WEB);
+        pod.config.alpn_protocols = offered.iter().map(|p| p.as_bytes().to_vec()).collect();
+        let stream = pod.connect(at).await.unwrap();
+        assert_eq!(stream.get_ref().1.alpn_protocol(), agreed.map(str::as_bytes), "{offered:?}");
+    }
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_lets_open_connections_end_and_takes_no_new_ones() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, agent, at) = started(vm(&lab, echo.address, ", drainTimeout: 10s")).await;
+    let mut stream = Pod::new(&lab, WEB).connect(at).await.unwrap();
+    let begin = std::time::Instant::now();
+    let stopping = tokio::spawn(agent.stop());
+    // What moves all the time goes on; a new one is not taken.
+    let mut moved = 0;
+    while moved < 20 {
+        stream.write_all(b"on").await.unwrap();
+        stream.read_exact(&mut [0; 2]).await.unwrap();
+        moved += 1;
+        if moved == 10 {
+            let refused = async {
+                while TcpStream::connect(at).await.is_ok() {
+                    tokio::task::yield_now().await;
+                }
+            };
+            // It goes on in between.
+            tokio::pin!(refused);
+            loop {
+                tokio::select! {
+                    () = &mut refused => break,
+                    echoed = async {
+                        stream.write_all(b"on").await.unwrap();
+                        stream.read_exact(&mut [0; 2]).await
+                    } => echoed.unwrap(),
+                };
+            }
+        }
+    }
+    assert!(!stopping.is_finished());
+    // Quiet, it is ended long before the deadline.
+    let mut rest = Vec::new();
+    timeout(SOON, stream.read_to_end(&mut rest)).await.expect("it is not ended").expect("it is cut");
+    stopping.await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(9), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
+async fn an_application_on_a_unix_socket_is_served_too() {
+    let lab = lab().spawn().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.sock");
+    let listener = tokio::net::UnixListener::bind(&path).unwrap();
+    let task = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut read, mut write) = stream.split();
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+    });
+    let host = Host::new().bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"));
+    let inbound = format!("inbound: [{{listen: '127.0.0.1:0', forward: 'unix:{}'}}]", path.display());
+    let (_host, agent, at) = started(host.config(&format!("workloads: {{payments: {{{inbound}}}}}\n"))).await;
+    assert_eq!(Pod::new(&lab, WEB).echo(at, b"hello").await, b"hello");
+    task.await.unwrap();
+    agent.stop().await;
+}
+
+/// The names of the threads of a process.
+fn threads(id: u32) -> Vec<String> {
+    let tasks = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
+    tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok()).collect()
+}
+
+#[tokio::test]
+async fn only_who_listens_has_threads_for_it() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let without = Host::new().bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"));
+    for (host, listens) in [(without.config("admin: {address: 'off'}\n"), false), (vm(&lab, echo.address, ""), true)] {
+        let daemon = Daemon::start(&host, &["--log-level", "info"], &[]);
+        daemon.until("payments", |w| w.ready && w.inbound.len() == usize::from(listens)).await;
+        let threads = threads(daemon.id());
+        assert_eq!(threads.iter().any(|name| name.starts_with("inbound-")), listens, "{threads:?}");
+        daemon.signal(Signal::SIGTERM);
+        daemon.ended().await;
+    }
+}

@@ -1,0 +1,117 @@
+//! Who wants to do harm: memory stays bounded, and honest clients are served.
+
+use super::{Echo, Pod, WEB, inbound, started, vm};
+use crate::{rotation::lab, support::SOON};
+use std::time::Duration;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream},
+    time::timeout,
+};
+
+/// The beginning of a ClientHello that never ends.
+const BEGINNING: &[u8] = &[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3];
+
+#[tokio::test]
+async fn half_open_handshakes_do_not_keep_others_out() {
+    const FEW: usize = 50;
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, &format!(", maxHandshakes: {FEW}"))).await;
+    let mut half = Vec::new();
+    for n in 0..4 * FEW {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        if n % 2 == 0 {
+            stream.write_all(BEGINNING).await.unwrap();
+        }
+        half.push(stream);
+    }
+    let evicted = 3 * FEW as u64;
+    let w = agent.until("payments", "bounded", |w| w.inbound[0].refused.get("evicted") >= Some(&evicted)).await;
+    assert!(w.inbound[0].open <= FEW as u64, "{:?}", w.inbound[0]);
+    assert_eq!(Pod::new(&lab, WEB).echo(at, b"honest").await, b"honest");
+    // The oldest were closed, the newest wait.
+    assert!(matches!(timeout(SOON, half[0].read(&mut [0])).await.unwrap(), Ok(0) | Err(_)));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn slow_hands_are_let_go() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, ", handshakeTimeout: 300ms")).await;
+    let mut slow = TcpStream::connect(at).await.unwrap();
+    slow.write_all(BEGINNING).await.unwrap();
+    assert!(matches!(timeout(SOON, slow.read(&mut [0])).await.unwrap(), Ok(0) | Err(_)));
+    agent.until("payments", "let go", |w| w.inbound[0].refused.get("timeout") == Some(&1)).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn garbage_is_refused_wherever_it_comes() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, "")).await;
+    let oversized = [&[0x16, 3, 1, 0xff, 0xff][..], &[0; 70_000]].concat();
+    let no_hello = [&[0x16, 3, 1, 0, 4, 9, 0, 0, 0][..], &[0; 64]].concat();
+    for garbage in [&oversized[..], &no_hello, b"\0\0\0\0", &[0x80, 0x2e, 1, 0, 2], &[0xff; 4096]] {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        let _ = stream.write_all(garbage).await; // it may be closed before all of it is there
+        let mut answer = Vec::new();
+        let _ = timeout(SOON, stream.read_to_end(&mut answer)).await.expect("it is held");
+    }
+    // In the middle of a connection that began well.
+    for garbage in [&oversized[5..], &[0x17, 3, 3, 0x50, 0], &[0x17, 3, 3, 0, 32], &[0x16, 3, 3, 0, 4, 0, 0, 0, 0]] {
+        let mut stream = Pod::new(&lab, WEB).connect(at).await.unwrap();
+        stream.write_all(b"x").await.unwrap();
+        stream.read_exact(&mut [0]).await.unwrap();
+        let (tcp, _) = stream.get_mut();
+        let _ = tcp.write_all(&[garbage, &[0; 64]].concat()).await;
+        let mut answer = Vec::new();
+        let read = timeout(SOON, stream.read_to_end(&mut answer)).await.expect("it is held");
+        assert!(read.is_err() && answer.is_empty());
+    }
+    assert_eq!(Pod::new(&lab, WEB).echo(at, b"honest").await, b"honest");
+    agent.until("payments", "closed", |w| w.inbound[0].open == 0).await;
+    assert_eq!(inbound(&agent).handshakes.count, 5);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn who_does_not_read_stops_who_writes() {
+    let lab = lab().spawn().await.unwrap();
+    // Takes connections and reads nothing.
+    let stalled = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (_host, agent, at) = started(vm(&lab, stalled.local_addr().unwrap(), "")).await;
+    let mut stream = Pod::new(&lab, WEB).connect(at).await.unwrap();
+    let (held, _) = stalled.accept().await.unwrap();
+    let megabyte = vec![7; 1 << 20];
+    let mut sent = 0;
+    while timeout(Duration::from_millis(500), stream.write_all(&megabyte)).await.is_ok() {
+        sent += 1;
+        assert!(sent < 200, "it goes on for ever");
+    }
+    // What the kernel holds for three sockets, and one batch of ours.
+    let taken = inbound(&agent).bytes_in;
+    assert!(taken < 64 << 20, "{taken} bytes were taken");
+    drop(held);
+    // The application has gone, so the peer learns of it.
+    let broken = async { while stream.write_all(&megabyte).await.is_ok() {} };
+    timeout(SOON, broken).await.expect("the peer is held");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_are_closed_at_once() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, ", maxConnections: 2")).await;
+    let pod = Pod::new(&lab, WEB);
+    let kept = [pod.connect(at).await.unwrap(), pod.connect(at).await.unwrap()];
+    assert!(timeout(SOON, pod.connect(at)).await.unwrap().is_err());
+    agent.until("payments", "counted", |w| w.inbound[0].refused.get("too_many") == Some(&1)).await;
+    drop(kept);
+    agent.until("payments", "closed", |w| w.inbound[0].open == 0).await;
+    assert_eq!(pod.echo(at, b"again").await, b"again");
+    agent.stop().await;
+}
