@@ -34,7 +34,7 @@ use unit::Unit;
 const LOOK: Duration = Duration::from_secs(5);
 /// Who has not looked for this long is not alive: then the watchdog is not fed.
 const ALIVE: Duration = Duration::from_secs(20);
-/// Bound on ending everything.
+/// Bound on ending everything, besides the time that inbound connections have to end by themselves.
 const STOP: Duration = Duration::from_secs(5);
 
 /// The daemon, bound but not running.
@@ -155,6 +155,7 @@ impl Floor {
             leaving.send_replace(true);
         }
         units.cancel();
+        let drain = self.slots.values().map(Slot::drain).max().unwrap_or_default();
         let ended = async {
             for slot in std::mem::take(&mut self.slots).into_values() {
                 if let Slot::Running { unit, .. } = slot {
@@ -162,7 +163,7 @@ impl Floor {
                 }
             }
         };
-        if timeout(STOP, ended).await.is_err() {
+        if timeout(STOP + drain, ended).await.is_err() {
             tracing::warn!("a session did not end in time and is dropped");
         }
     }
@@ -283,6 +284,14 @@ impl Floor {
 }
 
 impl Slot {
+    /// How long its open connections may take to end.
+    fn drain(&self) -> Duration {
+        match self {
+            Self::Running { unit, .. } => unit.drain(),
+            Self::Broken { .. } => Duration::ZERO,
+        }
+    }
+
     fn status(&self, name: &str) -> WorkloadStatus {
         match self {
             Self::Running { unit, .. } => unit.status(name),

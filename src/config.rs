@@ -15,7 +15,7 @@ mod value;
 
 pub use files::{FilesConfig, OutputConfig, OutputFormat};
 pub use hooks::{HookAction, HookConfig, StartTlsConfig, VerifyConfig};
-pub use inbound::{ForwardConfig, InboundConfig, ListenConfig};
+pub use inbound::{InboundConfig, ListenConfig};
 pub use mistake::{ConfigError, Mistake};
 pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig};
 

@@ -12,6 +12,8 @@ mod prober;
 mod threshold;
 mod tls;
 
+pub use dial::Detour;
+
 use crate::{
     status::{Addresses, Health},
     workload::ReadinessProbe,
@@ -31,7 +33,7 @@ use tracing::{info, warn};
 const LONGEST_TEXT: usize = 1024;
 
 /// What this host decides about probes; the rest is the WorkloadGroup's.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProbeSettings {
     /// Commands may be run. Without this consent an exec probe parks the verdict: who administers the mesh must not
     /// thereby get a shell on the host.
@@ -41,6 +43,8 @@ pub struct ProbeSettings {
     /// Probe `localhost` rather than the workload's address (`REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION`, which
     /// istioctl sets for an external address: that one is not on this host).
     pub localhost: bool,
+    /// Ports at which we listen ourselves, in front of the application.
+    pub detours: Vec<Detour>,
 }
 
 /// Why one probe failed, in words that operators of Istio know.

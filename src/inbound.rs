@@ -8,7 +8,6 @@
 
 mod accept;
 mod admission;
-mod application;
 mod connection;
 mod handshake;
 mod header;
@@ -21,13 +20,13 @@ mod refusal;
 mod threads;
 mod tls;
 
-pub use application::Forward;
 pub use place::Place;
 pub use threads::Threads;
 
 use crate::{
     spiffe::{IdPattern, SpiffeId},
     status::{Identity, InboundCounters, InboundPlace, tell},
+    system::Local,
     time::Clock,
 };
 use keys::{Guard, Keys};
@@ -50,7 +49,7 @@ pub struct Settings {
     /// Who we are; who may call is seen from here.
     pub id: SpiffeId,
     /// Where the application is.
-    pub forward: Forward,
+    pub forward: Local,
     /// Whether clients that speak no TLS are let through.
     pub permissive: bool,
     /// Who may call; empty stands for every identity of our trust domain.

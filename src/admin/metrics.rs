@@ -1,5 +1,7 @@
 //! OpenMetrics, made from a [`Report`] at each scrape: there is no second place that counts.
 
+mod inbound;
+
 use crate::status::{
     HealthState, IdentityState, MembershipState, RegistrationState, ReloadState, Report, Timestamp, WorkloadReport,
 };
@@ -93,6 +95,7 @@ pub(super) fn render(report: &Report) -> String {
             }
         }
     }
+    registry.register_collector(Box::new(inbound::Listeners::of(report)));
     let mut text = String::new();
     // Writing to a String does not fail; were it to, half a page without its end mark is refused by the scraper.
     let _ = encode(&mut text, &registry);

@@ -1,12 +1,14 @@
 //! From what is configured to inbound listeners.
 
 use crate::{
-    config::{ForwardConfig, InboundConfig},
-    inbound::{Forward, Listener, Place, Settings, Threads},
+    config::InboundConfig,
+    health::Detour,
+    inbound::{Listener, Place, Settings, Threads},
     status::{Inbound, InboundCounters, InboundPlace},
     system::{Listeners, raise_descriptor_limit},
     workload::Workload,
 };
+use serde_json::Value;
 use std::{io, sync::Arc};
 use tokio::sync::watch;
 
@@ -26,7 +28,16 @@ pub(super) fn listeners(
     threads: Option<&Threads>,
 ) -> Vec<(Inbound, Listener)> {
     let Some(threads) = threads else { return Vec::new() };
-    let listener = |inbound: &InboundConfig| {
+    let announced = announced(workload);
+    let served: Vec<_> = inbound.iter().map(|inbound| inbound.listen.port).collect();
+    let listener = |(i, inbound): (usize, &InboundConfig)| {
+        let mut notes = Vec::from_iter(unannounced(inbound.listen.port, &announced));
+        if i == 0 {
+            notes.extend(unserved(&announced, &served));
+        }
+        for note in &notes {
+            tracing::warn!(workload = workload.name, "{note}");
+        }
         let settings = settings(workload, inbound);
         let (fact, place) = watch::channel(InboundPlace::Absent);
         let counters = Arc::new(InboundCounters::default());
@@ -34,22 +45,58 @@ pub(super) fn listeners(
             listen: inbound.listen.to_string(),
             forward: settings.forward.to_string(),
             permissive: settings.permissive,
+            notes,
             place,
             counters: counters.clone(),
         };
         let place = Place::new(&workload.name, inbound.listen.ip, inbound.listen.port).inherit(given);
         (known, Listener { place, settings, threads: threads.clone(), fact, counters })
     };
-    inbound.iter().map(listener).collect()
+    inbound.iter().enumerate().map(listener).collect()
+}
+
+/// The ports of the WorkloadGroup's template, as far as its bundle has them (`ISTIO_META_POD_PORTS`).
+fn announced(workload: &Workload) -> Vec<u16> {
+    let ports = match workload.metadata.get("POD_PORTS") {
+        Some(Value::String(text)) => serde_json::from_str(text).unwrap_or_default(),
+        _ => Value::Null,
+    };
+    let port = |port: &Value| u16::try_from(port.get("containerPort")?.as_u64()?).ok();
+    ports.as_array().into_iter().flatten().filter_map(port).collect()
+}
+
+/// What to say when we listen at a port that the group does not name. A Service may name it all the same.
+fn unannounced(port: u16, announced: &[u16]) -> Option<String> {
+    (port != 0 && !announced.is_empty() && !announced.contains(&port)).then(|| {
+        format!(
+            "the WorkloadGroup announces {}, not {port}: nobody in the mesh will call {port} unless a Service or \
+             ServiceEntry has it as targetPort",
+            list(announced)
+        )
+    })
+}
+
+/// What to say when the group names a port at which nobody answers for the application.
+fn unserved(announced: &[u16], served: &[u16]) -> Option<String> {
+    let unserved: Vec<_> = announced.iter().copied().filter(|port| !served.contains(port)).collect();
+    (!unserved.is_empty() && !served.contains(&0)).then(|| {
+        format!(
+            "the WorkloadGroup announces {}, where no entry of inbound listens: the mesh will speak mutual TLS to the \
+             application itself there",
+            list(&unserved)
+        )
+    })
+}
+
+fn list(ports: &[u16]) -> String {
+    let texts: Vec<_> = ports.iter().map(u16::to_string).collect();
+    format!("port{} {}", if texts.len() == 1 { "" } else { "s" }, texts.join(", "))
 }
 
 fn settings(workload: &Workload, inbound: &InboundConfig) -> Settings {
     Settings {
         id: workload.id.clone(),
-        forward: match &inbound.forward {
-            ForwardConfig::Tcp(address) => Forward::Tcp(*address),
-            ForwardConfig::Unix(path) => Forward::Unix(path.clone()),
-        },
+        forward: inbound.forward.clone(),
         permissive: inbound.permissive,
         allow: inbound.allow.clone(),
         proxy_header: inbound.proxy_header,
@@ -59,5 +106,36 @@ fn settings(workload: &Workload, inbound: &InboundConfig) -> Settings {
         max_connections: inbound.max_connections,
         max_handshakes: inbound.max_handshakes,
         drain: inbound.drain,
+    }
+}
+
+/// The probe asks the application, not our listener in front of it.
+pub(super) fn detours(inbound: &[InboundConfig]) -> Vec<Detour> {
+    let detour = |inbound: &InboundConfig| Detour {
+        port: inbound.listen.port,
+        to: inbound.forward.clone(),
+        proxy_header: inbound.proxy_header,
+    };
+    inbound.iter().map(detour).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ports_are_compared_with_those_of_the_group() {
+        assert_eq!(unannounced(8443, &[8443, 80]), None);
+        assert_eq!(unannounced(8443, &[]), None);
+        assert!(
+            unannounced(9, &[8443, 80])
+                .is_some_and(|note| note.starts_with("the WorkloadGroup announces ports 8443, 80, not 9"))
+        );
+        assert_eq!(unserved(&[8443], &[80, 8443]), None);
+        assert!(
+            unserved(&[8443, 80], &[80])
+                .is_some_and(|note| note.starts_with("the WorkloadGroup announces port 8443, where"))
+        );
+        assert_eq!(unserved(&[], &[80]), None);
     }
 }

@@ -22,6 +22,7 @@ use crate::{
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 use tokio::{
     sync::{Mutex, watch},
@@ -43,6 +44,7 @@ pub(super) struct Ground<'a> {
 pub(super) struct Unit {
     workload: Arc<Workload>,
     facts: Facts,
+    drain: Duration,
     task: JoinHandle<()>,
 }
 
@@ -79,6 +81,7 @@ impl Unit {
         publications.extend(settings.socket.enabled.then(|| ("socket".to_owned(), socket.subscribe())));
         let hooks: Vec<_> =
             hooks(&settings.hooks, root).into_iter().map(|hook| (hook, watch::Sender::new(Reload::None))).collect();
+        let drain = settings.inbound.iter().map(|inbound| inbound.drain).max().unwrap_or_default();
         let inbounds = inbound::listeners(&workload, &settings.inbound, listeners, threads);
         let facts = Facts {
             identity: identity.subscribe(),
@@ -125,6 +128,7 @@ impl Unit {
             allow_exec: settings.health.allow_exec,
             verify_tls: settings.health.verify_tls,
             localhost: workload.probe_localhost,
+            detours: inbound::detours(&settings.inbound),
         };
         loops.spawn(
             health::run(workload.probe.clone(), probes, facts.addresses.clone(), health, stop.clone())
@@ -141,12 +145,17 @@ impl Unit {
         let connected = connected(workload.clone(), settings, wanted, resolver, identity, post, clock);
         loops.spawn(connected.instrument(span()));
         let task = tokio::spawn(join(loops, stop).instrument(span()));
-        Self { workload, facts, task }
+        Self { workload, facts, drain, task }
     }
 
     /// Whether it ended although nobody told it to: a bug.
     pub(super) fn has_failed(&self) -> bool {
         self.task.is_finished()
+    }
+
+    /// How long its open connections may take to end.
+    pub(super) fn drain(&self) -> Duration {
+        self.drain
     }
 
     /// Waits for its end.

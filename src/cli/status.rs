@@ -3,8 +3,8 @@
 use crate::{
     admin,
     status::{
-        HealthState, IdentityState, MembershipReport, MembershipState, RegistrationState, ReloadReport, ReloadState,
-        Report, Timestamp, WorkloadReport,
+        HealthState, IdentityState, InboundReport, MembershipReport, MembershipState, RegistrationState, ReloadReport,
+        ReloadState, Report, Timestamp, WorkloadReport,
     },
     system::Root,
 };
@@ -101,6 +101,7 @@ fn block(out: &mut String, w: &WorkloadReport, now: Timestamp) {
         row(out, &files.publisher, style, &files.serial.as_ref().map_or("-".to_owned(), |s| format!("serial {s}")), "");
         files.cause.iter().for_each(|cause| wrong(out, cause));
     }
+    w.inbound.iter().for_each(|listener| inbound(out, listener));
     w.reloads.iter().for_each(|hook| reload(out, hook));
     if !w.ignored.is_empty() {
         row(out, "not obeyed", DIM, &w.ignored.join(", "), "");
@@ -191,6 +192,26 @@ fn reload(out: &mut String, hook: &ReloadReport) {
     }
     row(out, "hook", style, hook.state.as_str(), &rest);
     hook.cause.iter().for_each(|cause| wrong(out, cause));
+}
+
+fn inbound(out: &mut String, i: &InboundReport) {
+    let (style, word) = match i.address {
+        Some(address) => (GOOD, address.to_string()),
+        None => (BAD, "not listening".to_owned()),
+    };
+    let mut rest = format!(" to {} ({}), {} open of {}", i.forward, i.mode, i.open, i.connections);
+    if i.plain > 0 {
+        let _ = write!(rest, ", {} without TLS", i.plain);
+    }
+    let refused: Vec<_> = i.refused.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+    if !refused.is_empty() {
+        let _ = write!(rest, "; refused: {}", refused.join(", "));
+    }
+    row(out, "inbound", style, &word, &rest);
+    i.cause.iter().chain(&i.notes).for_each(|cause| wrong(out, cause));
+    if let Some(last) = &i.last_refusal {
+        row(out, "", DIM, "last refusal:", &format!(" {last}"));
+    }
 }
 
 fn row(out: &mut String, label: &str, style: Style, word: &str, rest: &str) {

@@ -1,12 +1,11 @@
 //! `inbound`: ports on which the mesh speaks mutual TLS to us, for an application that speaks none.
 
 use super::{allow::counted, section::Section, value};
-use crate::spiffe::IdPattern;
+use crate::{spiffe::IdPattern, system::Local};
 use std::{
     cell::Cell,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
     time::Duration,
 };
 
@@ -16,7 +15,7 @@ pub struct InboundConfig {
     /// `listen`.
     pub listen: ListenConfig,
     /// `forward`.
-    pub forward: ForwardConfig,
+    pub forward: Local,
     /// `mode`: whether clients that speak no TLS are let through (`permissive`); the default is `strict`.
     pub permissive: bool,
     /// `allow`: who may call; empty stands for every identity of the workload's trust domain.
@@ -55,15 +54,6 @@ impl fmt::Display for ListenConfig {
     }
 }
 
-/// Where the application listens.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ForwardConfig {
-    /// A loopback address.
-    Tcp(SocketAddr),
-    /// `unix:` and a path.
-    Unix(PathBuf),
-}
-
 impl InboundConfig {
     /// Reads one item of the list; none when it has a mistake.
     pub(super) fn read(s: &mut Section<'_>) -> Option<Self> {
@@ -90,7 +80,7 @@ impl InboundConfig {
             }
             return None;
         };
-        if let (ListenConfig { ip: Some(ip), port }, ForwardConfig::Tcp(to)) = (listen, &forward)
+        if let (ListenConfig { ip: Some(ip), port }, Local::Tcp(to)) = (listen, &forward)
             && SocketAddr::new(ip, port) == *to
         {
             s.mistake("forwards to the address that it listens on; give the application another address or port");
@@ -146,18 +136,16 @@ fn listen(text: &str) -> Result<ListenConfig, String> {
     Ok(ListenConfig { ip, port: address.port() })
 }
 
-fn forward(text: &str) -> Result<ForwardConfig, String> {
+fn forward(text: &str) -> Result<Local, String> {
     if let Some(path) = text.strip_prefix("unix:") {
-        return value::path(path).map(ForwardConfig::Unix);
+        return value::path(path).map(Local::Unix);
     }
     let address = match text.parse::<u16>() {
         Ok(port) => Ok(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         Err(_) => text.parse::<SocketAddr>(),
     };
     match address {
-        Ok(address) if address.port() > 0 && address.ip().to_canonical().is_loopback() => {
-            Ok(ForwardConfig::Tcp(address))
-        }
+        Ok(address) if address.port() > 0 && address.ip().to_canonical().is_loopback() => Ok(Local::Tcp(address)),
         Ok(_) => {
             Err("is not on this host alone: the bytes are no longer encrypted there, so the application must listen \
                       on a loopback address, for example 127.0.0.1:8080"

@@ -1,11 +1,14 @@
 //! Connecting to what is probed, and saying why it failed in the words of Istio's own agent.
 
-use crate::system::{is_of_this_host, words};
+use crate::system::{Local, LocalStream, is_of_this_host, words};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::{
+    io::AsyncWriteExt,
+    net::{TcpSocket, TcpStream, lookup_host},
+};
 
 /// The source addresses that Istio's packet rules exempt from capture, so that a probe reaches the application itself.
 const EXEMPT_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 6));
@@ -21,11 +24,42 @@ pub(super) enum Source {
     Exempt,
 }
 
+/// A port of this host at which we listen ourselves, in front of the application: it is the application that is asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Detour {
+    /// Our port.
+    pub port: u16,
+    /// Where the application is.
+    pub to: Local,
+    /// Whether it expects the header of the PROXY protocol.
+    pub proxy_header: bool,
+}
+
+/// The header of a connection that stands for nobody else: version 2, command LOCAL (haproxy's proxy-protocol.txt, section
+/// 2.2), which is what it is for.
+const LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
+
+impl Detour {
+    async fn connect(&self) -> Result<LocalStream, String> {
+        let failed = |error: io::Error| format!("dial {}: connect: {}", self.to, words(&error));
+        let mut stream = self.to.connect().await.map_err(failed)?;
+        if self.proxy_header {
+            stream.write_all(&LOCAL).await.map_err(failed)?;
+        }
+        Ok(stream)
+    }
+}
+
 /// Connects to the first address of `host` that answers; an error is the first address's.
-pub(super) async fn dial(host: &str, port: u16, source: Source) -> Result<TcpStream, String> {
+pub(super) async fn dial(host: &str, port: u16, source: Source, detours: &[Detour]) -> Result<LocalStream, String> {
     let mut failure = None;
     for target in resolve(host, port).await? {
-        match connect(target, source).await {
+        let detour = detours.iter().find(|detour| detour.port == port && is_of_this_host(target.ip()));
+        let connected = match detour {
+            Some(detour) => detour.connect().await,
+            None => connect(target, source).await.map(LocalStream::Left),
+        };
+        match connected {
             Ok(stream) => return Ok(stream),
             Err(error) => failure = failure.or(Some(error)),
         }
@@ -70,14 +104,14 @@ mod tests {
     async fn the_source_follows_the_family_of_the_target() {
         let v4 = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = v4.local_addr().unwrap().port();
-        let (_kept, accepted) = tokio::join!(dial("127.0.0.1", port, Source::Exempt), v4.accept());
+        let (_kept, accepted) = tokio::join!(dial("127.0.0.1", port, Source::Exempt, &[]), v4.accept());
         assert_eq!(accepted.unwrap().1.ip(), EXEMPT_V4);
-        let (_kept, accepted) = tokio::join!(dial("127.0.0.1", port, Source::Ordinary), v4.accept());
+        let (_kept, accepted) = tokio::join!(dial("127.0.0.1", port, Source::Ordinary, &[]), v4.accept());
         assert_eq!(accepted.unwrap().1.ip(), IpAddr::V4(Ipv4Addr::LOCALHOST));
         // No interface has ::6 here, and the probe works all the same.
         let Ok(v6) = TcpListener::bind("[::1]:0").await else { return };
         let port = v6.local_addr().unwrap().port();
-        let (stream, accepted) = tokio::join!(dial("::1", port, Source::Exempt), v6.accept());
+        let (stream, accepted) = tokio::join!(dial("::1", port, Source::Exempt, &[]), v6.accept());
         assert!(stream.is_ok() && accepted.is_ok());
     }
 
@@ -85,11 +119,11 @@ mod tests {
     async fn failures_name_both_ends() {
         let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
         assert_eq!(
-            dial("127.0.0.1", port, Source::Exempt).await.unwrap_err(),
+            dial("127.0.0.1", port, Source::Exempt, &[]).await.unwrap_err(),
             format!("dial tcp 127.0.0.6:0->127.0.0.1:{port}: connect: connection refused")
         );
         assert_eq!(
-            dial("localhost", port, Source::Ordinary).await.unwrap_err(),
+            dial("localhost", port, Source::Ordinary, &[]).await.unwrap_err(),
             format!("dial tcp 127.0.0.1:{port}: connect: connection refused")
         );
     }

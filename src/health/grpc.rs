@@ -2,7 +2,7 @@
 
 use super::{
     Unhealthy,
-    dial::{Source, dial},
+    dial::{Detour, Source, dial},
 };
 use crate::proto::grpc::health::v1::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -29,11 +29,17 @@ use tonic::{Code, Status};
 const ANSWER: usize = 4096;
 
 /// Asks whether `service` (empty: the whole server) is SERVING, from connecting to the answer within `bound`.
-pub(super) async fn probe(host: &str, port: u16, service: &str, bound: Duration) -> Result<(), Unhealthy> {
+pub(super) async fn probe(
+    host: &str,
+    port: u16,
+    service: &str,
+    bound: Duration,
+    detours: &[Detour],
+) -> Result<(), Unhealthy> {
     let deadline = Instant::now() + bound;
     let unreached =
         |cause: &str| Unhealthy::new(format!("failed to connect health check grpc service on port {port}: {cause}"));
-    let stream = match timeout_at(deadline, dial(host, port, Source::Ordinary)).await {
+    let stream = match timeout_at(deadline, dial(host, port, Source::Ordinary, detours)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(cause)) => return Err(unreached(&cause)),
         Err(_) => return Err(unreached("context deadline exceeded")),
@@ -130,7 +136,7 @@ mod tests {
         let port = silent.local_addr().unwrap().port();
         let bound = Duration::from_millis(20);
         for _ in 0..20 {
-            let (outcome, accepted) = tokio::join!(probe("127.0.0.1", port, "", bound), silent.accept());
+            let (outcome, accepted) = tokio::join!(probe("127.0.0.1", port, "", bound, &[]), silent.accept());
             let expected =
                 format!("failed to connect health check grpc service on port {port}: context deadline exceeded");
             assert_eq!(outcome.unwrap_err().to_string(), expected);
@@ -154,7 +160,7 @@ mod tests {
             tokio::io::AsyncWriteExt::write_all(&mut stream, b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
             stream
         };
-        let (outcome, _stream) = tokio::join!(probe("127.0.0.1", port, "", bound), serve);
+        let (outcome, _stream) = tokio::join!(probe("127.0.0.1", port, "", bound, &[]), serve);
         let error = outcome.unwrap_err().to_string();
         let expected =
             format!("failed to connect health check grpc service on port {port}: the server does not speak HTTP/2");

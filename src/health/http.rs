@@ -2,7 +2,7 @@
 
 use super::{
     Unhealthy,
-    dial::{Source, dial},
+    dial::{Detour, Source, dial},
     tls::Tls,
 };
 use crate::system::words;
@@ -38,6 +38,7 @@ pub(super) struct Get {
     pub(super) host: Option<String>,
     pub(super) https: bool,
     pub(super) headers: Vec<(String, String)>,
+    pub(super) detours: Vec<Detour>,
     /// For HTTPS, be it asked for or come to by a redirect.
     pub(super) tls: Tls,
 }
@@ -48,7 +49,7 @@ pub(super) async fn probe(get: &Get, default_host: &str, deadline: Instant) -> R
     let mut url = url_of(get, default_host).map_err(Unhealthy::new)?;
     let mut headers = headers_of(get).map_err(|cause| failed(url.as_str(), &cause))?;
     for request in 1..=REQUESTS {
-        let exchange = timeout_at(deadline, exchange(&url, &headers, &get.tls));
+        let exchange = timeout_at(deadline, exchange(&url, &headers, get));
         let answer = exchange
             .await
             .unwrap_or_else(|_| {
@@ -149,7 +150,7 @@ fn follow(from: &Url, location: &str, headers: &mut HeaderMap) -> Result<Url, Un
 }
 
 /// One request on a connection of its own.
-async fn exchange(url: &Url, headers: &HeaderMap, tls: &Tls) -> Result<Response<Incoming>, String> {
+async fn exchange(url: &Url, headers: &HeaderMap, get: &Get) -> Result<Response<Incoming>, String> {
     let host = match url.host() {
         Some(Host::Domain(name)) => name.to_owned(),
         Some(Host::Ipv4(ip)) => ip.to_string(),
@@ -164,12 +165,12 @@ async fn exchange(url: &Url, headers: &HeaderMap, tls: &Tls) -> Result<Response<
     request.headers_mut().insert(HOST, named);
     request.headers_mut().extend(headers.clone());
     let port = url.port_or_known_default().unwrap_or(80);
-    let stream = dial(&host, port, Source::Exempt).await?;
+    let stream = dial(&host, port, Source::Exempt, &get.detours).await?;
     if url.scheme() == "http" {
         return send(stream, request).await;
     }
     let name = ServerName::try_from(host).map_err(|e| format!("tls: {e}"))?;
-    send(tls.connector()?.connect(name, stream).await.map_err(|e| broken(&e))?, request).await
+    send(get.tls.connector()?.connect(name, stream).await.map_err(|e| broken(&e))?, request).await
 }
 
 /// Drives the connection just until the answer's headers are there.

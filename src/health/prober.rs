@@ -2,7 +2,7 @@
 
 use super::{
     ProbeSettings, Unhealthy,
-    dial::{Source, dial},
+    dial::{Detour, Source, dial},
     exec, grpc,
     http::{self, Get},
     tls::Tls,
@@ -16,6 +16,7 @@ pub(super) struct Prober {
     method: Method,
     timeout: Duration,
     localhost: bool,
+    detours: Vec<Detour>,
 }
 
 enum Method {
@@ -34,7 +35,7 @@ impl Prober {
                 if https {
                     tls.connector()?;
                 }
-                Method::Http(Get { path, port, host, https, headers, tls })
+                Method::Http(Get { path, port, host, https, headers, detours: settings.detours.clone(), tls })
             }
             ProbeMethod::Tcp { host, port } => Method::Tcp { host, port },
             ProbeMethod::Exec { command } if settings.allow_exec => Method::Exec(command),
@@ -46,7 +47,7 @@ impl Prober {
             }
             ProbeMethod::Grpc { port, service } => Method::Grpc { port, service },
         };
-        Ok(Self { method, timeout: probe.timeout, localhost: settings.localhost })
+        Ok(Self { method, timeout: probe.timeout, localhost: settings.localhost, detours: settings.detours })
     }
 
     /// Probes once, within the probe's timeout. `primary` is the workload's address.
@@ -57,16 +58,18 @@ impl Prober {
         };
         match &self.method {
             Method::Http(get) => http::probe(get, &default, Instant::now() + self.timeout).await,
-            Method::Tcp { host, port } => tcp(host.as_ref().unwrap_or(&default), *port, self.timeout).await,
+            Method::Tcp { host, port } => {
+                tcp(host.as_ref().unwrap_or(&default), *port, self.timeout, &self.detours).await
+            }
             Method::Exec(command) => exec::probe(command, self.timeout).await,
-            Method::Grpc { port, service } => grpc::probe(&default, *port, service, self.timeout).await,
+            Method::Grpc { port, service } => grpc::probe(&default, *port, service, self.timeout, &self.detours).await,
         }
     }
 }
 
 /// Connects and closes at once.
-async fn tcp(host: &str, port: u16, bound: Duration) -> Result<(), Unhealthy> {
-    match timeout(bound, dial(host, port, Source::Ordinary)).await {
+async fn tcp(host: &str, port: u16, bound: Duration, detours: &[Detour]) -> Result<(), Unhealthy> {
+    match timeout(bound, dial(host, port, Source::Ordinary, detours)).await {
         Ok(Ok(_connected)) => Ok(()),
         Ok(Err(cause)) => Err(Unhealthy::new(cause)),
         Err(_) => Err(Unhealthy::new(format!("dial tcp {host}:{port}: i/o timeout"))),

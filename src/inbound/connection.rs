@@ -8,7 +8,11 @@ use super::{
     pump::Pump,
     refusal::Refusal,
 };
-use crate::{status::InboundRefusal, time::between};
+use crate::{
+    status::InboundRefusal,
+    system::{Local, LocalStream, words},
+    time::between,
+};
 use nix::sys::socket::{setsockopt, sockopt};
 use std::{
     future::poll_fn,
@@ -23,6 +27,8 @@ use tokio::{
     time::{sleep_until, timeout},
 };
 
+/// Bound on connecting to the application. On this host it takes no time, or the application takes no connections.
+const CONNECT: Duration = Duration::from_secs(3);
 /// A connection that is to end does so when nothing was moved for so long.
 const QUIET: Duration = Duration::from_millis(200);
 /// From the last sign of life to the first question whether the peer is there, and from one to the next; then it is gone.
@@ -90,7 +96,7 @@ fn refuse(peer: TcpStream, from: SocketAddr, refusal: &Refusal, shared: &Shared)
 
 async fn forward(peer: TcpStream, from: SocketAddr, mut welcome: Welcome, shared: &Arc<Shared>) {
     let settings = &shared.settings;
-    let application = match settings.forward.connect().await {
+    let application = match connect(&settings.forward).await {
         Ok(application) => application,
         Err(cause) => {
             let text = format!("the application at {} takes no connection: {cause}; is it running?", settings.forward);
@@ -112,6 +118,14 @@ async fn forward(peer: TcpStream, from: SocketAddr, mut welcome: Welcome, shared
         End::Said => {}
         End::Quiet => pump.close(),
         End::Broken => pump.reset(),
+    }
+}
+
+/// Connects to the application, or says why not.
+async fn connect(to: &Local) -> Result<LocalStream, String> {
+    match timeout(CONNECT, to.connect()).await {
+        Ok(connected) => connected.map_err(|error| words(&error)),
+        Err(_) => Err(format!("not taken within {}", humantime::format_duration(CONNECT))),
     }
 }
 

@@ -66,6 +66,10 @@ impl Place {
                     return listener;
                 }
                 Err(error) => {
+                    if error.kind() == io::ErrorKind::AddrInUse && self.port != 0 {
+                        // Perhaps it is ours: kept for a process after this one, but this one goes on.
+                        listen::forget(&self.name);
+                    }
                     let cause = self.trouble(&error);
                     if *fact.borrow() != InboundPlace::Failed(cause.clone()) {
                         tracing::warn!(cause, "no inbound listener, tried again");

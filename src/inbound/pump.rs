@@ -1,11 +1,10 @@
 //! Moving bytes between a peer and the application, both ways, until both have said that no more will come.
 
 use super::{
-    application::Application,
     lane::Lane,
     tls::{BATCH, Buffers, MOST_TAIL, Tls, with_buffers},
 };
-use crate::status::InboundCounters;
+use crate::{status::InboundCounters, system::LocalStream};
 use std::{
     io,
     pin::Pin,
@@ -24,7 +23,7 @@ pub(super) struct Pump {
     peer: TcpStream,
     /// None for a plain client.
     tls: Option<Box<Tls>>,
-    application: Application,
+    application: LocalStream,
     /// From the peer to the application, without TLS.
     inward: Lane,
     /// From the application to the peer, with TLS.
@@ -37,7 +36,7 @@ pub(super) struct Pump {
 
 impl Pump {
     /// Begins with what the application is to get first.
-    pub(super) fn new(peer: TcpStream, tls: Option<Box<Tls>>, application: Application, first: Vec<u8>) -> Self {
+    pub(super) fn new(peer: TcpStream, tls: Option<Box<Tls>>, application: LocalStream, first: Vec<u8>) -> Self {
         let inward = Lane::new(first, tls.as_ref().is_some_and(|tls| tls.peer_closed));
         let (outward, moved) = (Lane::default(), Instant::now());
         Self { peer, tls, application, inward, outward, said_end: false, moved }
@@ -77,7 +76,9 @@ impl Pump {
     /// Lets both ends know that this was no regular end.
     pub(super) fn reset(self) {
         let _ = self.peer.set_zero_linger(); // it may be gone already
-        self.application.reset();
+        if let LocalStream::Left(stream) = &self.application {
+            let _ = stream.set_zero_linger();
+        }
     }
 
     /// Whether something was moved from the peer to the application.

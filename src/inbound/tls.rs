@@ -99,9 +99,9 @@ impl Tls {
         }
     }
 
-    /// After an error the library still has something to say about it.
+    /// After an error the library has one more thing to say. It must not be asked twice: it would read on.
     fn alert(&mut self, wire: &mut [u8], out: &mut Vec<u8>) {
-        while let Ok(ConnectionState::EncodeTlsData(data)) = self.connection.process_tls_records(wire).state {
+        if let Ok(ConnectionState::EncodeTlsData(data)) = self.connection.process_tls_records(wire).state {
             encode(data, out);
         }
     }

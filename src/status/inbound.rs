@@ -25,6 +25,8 @@ pub struct Inbound {
     pub forward: String,
     /// Whether plain clients are let through.
     pub permissive: bool,
+    /// What may not be as it was meant.
+    pub notes: Vec<String>,
     /// Where it listens, or why not; written by the listener.
     pub place: watch::Receiver<InboundPlace>,
     /// Written by the listener's connections.

@@ -285,8 +285,10 @@ pub struct InboundReport {
     pub refused: BTreeMap<String, u64>,
     /// What the last refusal said.
     pub last_refusal: Option<String>,
-    /// What is wrong, and the fix.
+    /// Why it does not listen, and the fix.
     pub cause: Option<String>,
+    /// What may not be as it was meant: ports that do not match those of the WorkloadGroup.
+    pub notes: Vec<String>,
 }
 
 /// How long something took.

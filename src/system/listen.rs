@@ -146,7 +146,8 @@ fn name_of(path: &Path) -> Option<&str> {
     path.to_str().filter(|name| name.len() <= 255 && name.bytes().all(|b| matches!(b, b' '..=b'~') && b != b':'))
 }
 
-fn forget(name: &str) {
+/// Asks the service manager to let go of what it holds under that name.
+pub fn forget(name: &str) {
     tell(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
 }
 

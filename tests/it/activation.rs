@@ -33,7 +33,7 @@ const LOOK: Duration = Duration::from_millis(10);
 const LAUNCH: &str = "exec 3<&0 </dev/null; export LISTEN_PID=$$ LISTEN_FDS=1; exec \"$@\"";
 
 /// A command whose process finds `socket` as its first passed descriptor, under `name`.
-fn launch(name: &str, socket: OwnedFd) -> Command {
+pub(crate) fn launch(name: &str, socket: OwnedFd) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", LAUNCH, "sh"]).env("LISTEN_FDNAMES", name).stdin(socket);
     command
@@ -72,7 +72,7 @@ async fn serves_in_a_process_of_its_own() {
 }
 
 /// What the service manager is told next, and what comes with it.
-fn told(notify: &UnixDatagram) -> (String, Vec<OwnedFd>) {
+pub(crate) fn told(notify: &UnixDatagram) -> (String, Vec<OwnedFd>) {
     notify.set_read_timeout(Some(SOON)).unwrap();
     let mut bytes = vec![0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];

@@ -57,3 +57,19 @@ fn the_example_has_every_key() {
     }
     assert_eq!(sections, 13, "{lines:#?}");
 }
+
+/// The example for inbound listeners has every key, and what it calls a default is one.
+#[test]
+fn the_inbound_example_is_what_it_says() {
+    const INBOUND: &str = include_str!("../../config/inbound.yaml");
+    let of = |text: &str| parse(text).unwrap().workload("payments").inbound.remove(0);
+    let mut shown = of(INBOUND);
+    assert_eq!((shown.allow.len(), shown.max_age.is_some()), (3, true));
+    (shown.allow, shown.max_age) = (Vec::new(), None);
+    assert_eq!(shown, of("workloads: {payments: {inbound: [{listen: 8080, forward: 8081}]}}"));
+    let error = parse(&INBOUND.replace("mode: strict", "mode: strict\n        zzz: 1")).unwrap_err();
+    let (_, known) = error.split_once("known are: ").unwrap();
+    for key in known.split(", ") {
+        assert!(INBOUND.contains(&format!(" {key}:")), "{key} is not shown");
+    }
+}

@@ -175,6 +175,7 @@ async fn play(case: String, recording: Value) {
         allow_exec: true,
         verify_tls: false,
         localhost: given.contains("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION=true"),
+        detours: Vec::new(),
     };
     let addresses = Addresses { primary: Some(primary.parse().unwrap()), ..Addresses::default() };
     let (_addresses, addresses) = watch::channel(addresses);

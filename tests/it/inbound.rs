@@ -4,6 +4,9 @@
 
 mod abuse;
 mod client;
+mod envoy;
+mod mesh;
+mod restart;
 
 use crate::{
     daemon::Daemon,

@@ -1,7 +1,7 @@
 //! The real Envoy takes its identity from the socket.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
-mod envoy;
+pub(crate) mod envoy;
 
 use crate::authority::{Authority, Leaf};
 use envoy::{Api, Envoy, Http, Side};
@@ -31,7 +31,7 @@ const PAYMENTS: &str = "spiffe://cluster.local/ns/vms/sa/payments";
 const ORDERS: &str = "spiffe://cluster.local/ns/vms/sa/orders";
 
 /// The program, or says why the test is passed over.
-fn program() -> Option<PathBuf> {
+pub(crate) fn program() -> Option<PathBuf> {
     let found = envoy::program();
     if found.is_none() {
         println!(

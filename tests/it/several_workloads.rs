@@ -12,7 +12,7 @@ use tokio::{
 use we_agent::status::{IdentityState, RegistrationState};
 use we_lab::{Event, Group, Lab, What};
 
-async fn get(address: SocketAddr, path: &str) -> String {
+pub(crate) async fn get(address: SocketAddr, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes()).await.unwrap();
     let mut answer = String::new();

@@ -16,7 +16,7 @@ fn read(inbound: &str) -> Result<Vec<InboundConfig>, String> {
 fn two_keys_are_enough() {
     let [inbound] = &read("[{listen: 8443, forward: 8080}]").unwrap()[..] else { panic!() };
     assert_eq!(inbound.listen, ListenConfig { ip: None, port: 8443 });
-    assert_eq!(inbound.forward, ForwardConfig::Tcp("127.0.0.1:8080".parse().unwrap()));
+    assert_eq!(inbound.forward, Local::Tcp("127.0.0.1:8080".parse().unwrap()));
     assert!(!inbound.permissive && !inbound.proxy_header && inbound.allow.is_empty() && inbound.max_age.is_none());
     assert_eq!(inbound.listen.to_string(), "8443");
 }
@@ -31,7 +31,7 @@ fn everything_can_be_said() {
     .unwrap()[..] else {
         panic!()
     };
-    assert_eq!(inbound.forward, ForwardConfig::Unix("/run/app.sock".into()));
+    assert_eq!(inbound.forward, Local::Unix("/run/app.sock".into()));
     assert!(inbound.permissive && inbound.proxy_header);
     assert_eq!(inbound.max_age, Some(Duration::from_secs(3600)));
     assert_eq!((inbound.idle, inbound.handshake), (Duration::from_secs(300), Duration::from_secs(3)));

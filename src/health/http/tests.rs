@@ -2,7 +2,15 @@
 use super::*;
 
 fn get(path: &str) -> Get {
-    Get { path: path.to_owned(), port: 8080, host: None, https: false, headers: vec![], tls: Tls::new(false) }
+    Get {
+        path: path.to_owned(),
+        port: 8080,
+        host: None,
+        https: false,
+        headers: vec![],
+        detours: vec![],
+        tls: Tls::new(false),
+    }
 }
 
 #[test]

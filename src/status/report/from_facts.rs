@@ -243,6 +243,7 @@ impl InboundReport {
             refused: refused.filter(|(_, count)| *count > 0).collect(),
             last_refusal: counters.last_refusal(),
             cause,
+            notes: inbound.notes.clone(),
         }
     }
 }

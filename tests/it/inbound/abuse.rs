@@ -1,8 +1,16 @@
 //! Who wants to do harm: memory stays bounded, and honest clients are served.
+#![allow(clippy::print_stdout)]
 
 use super::{Echo, Pod, WEB, inbound, started, vm};
-use crate::{rotation::lab, support::SOON};
-use std::time::Duration;
+use crate::{
+    daemon::Daemon,
+    rotation::lab,
+    support::{Host, SOON},
+};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -114,4 +122,85 @@ async fn more_connections_than_allowed_are_closed_at_once() {
     agent.until("payments", "closed", |w| w.inbound[0].open == 0).await;
     assert_eq!(pod.echo(at, b"again").await, b"again");
     agent.stop().await;
+}
+
+/// What a process has in memory that is its own, in KiB.
+fn private(id: u32) -> u64 {
+    let rollup = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).unwrap();
+    let lines = rollup.lines().filter_map(|line| line.strip_prefix("Private_Dirty:"));
+    lines.map(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap()).sum()
+}
+
+/// The daemon with one listener, which has its first certificate.
+async fn daemon<'a>(host: &'a Host) -> (Daemon<'a>, SocketAddr) {
+    let daemon = Daemon::start(host, &[], &[]);
+    let listening = |w: &we_agent::status::WorkloadReport| w.ready && w.inbound[0].address.is_some();
+    let w = daemon.until("payments", listening).await;
+    (daemon, w.inbound[0].address.unwrap())
+}
+
+#[tokio::test]
+async fn ten_thousand_half_open_handshakes_cost_little() {
+    const MANY: usize = 10_000;
+    if we_agent::system::raise_descriptor_limit().is_ok_and(|limit| limit < MANY as u64 + 1000) {
+        println!("skipped: this host does not allow {MANY} descriptors; ulimit -Hn");
+        return;
+    }
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let host = vm(&lab, echo.address, "");
+    let (daemon, at) = daemon(&host).await;
+    let pod = Pod::new(&lab, WEB);
+    assert_eq!(pod.echo(at, b"before").await, b"before");
+    let before = private(daemon.id());
+    let mut half = Vec::new();
+    let mut slowest = Duration::ZERO;
+    for n in 0..MANY {
+        let mut stream = TcpStream::connect(at).await.unwrap();
+        let _ = stream.write_all(BEGINNING).await; // it may be closed already
+        half.push(stream);
+        if n % 500 == 0 {
+            let begin = Instant::now();
+            assert_eq!(pod.echo(at, b"honest").await, b"honest");
+            slowest = slowest.max(begin.elapsed());
+        }
+    }
+    let w = daemon.until("payments", |w| w.inbound[0].refused.get("evicted") >= Some(&(MANY as u64 - 1100))).await;
+    let grown = private(daemon.id()).saturating_sub(before);
+    println!(
+        "{MANY} half-open handshakes: {} open, {grown} KiB more, slowest honest call {slowest:?}",
+        w.inbound[0].open
+    );
+    assert!(w.inbound[0].open <= 1024 && grown < 32 * 1024);
+    drop(half);
+}
+
+#[tokio::test]
+async fn idle_connections_are_small() {
+    const MANY: u64 = 1000;
+    if we_agent::system::raise_descriptor_limit().is_ok_and(|limit| limit < 4 * MANY) {
+        println!("skipped: this host does not allow {} descriptors; ulimit -Hn", 4 * MANY);
+        return;
+    }
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let host = vm(&lab, echo.address, "");
+    let (daemon, at) = daemon(&host).await;
+    let pod = Pod::new(&lab, WEB);
+    let mut open = Vec::new();
+    let mut before = 0;
+    // The first hundred warm it up.
+    for n in 0..MANY + 100 {
+        if n == 100 {
+            before = private(daemon.id());
+        }
+        let mut stream = pod.connect(at).await.unwrap();
+        stream.write_all(b"hello").await.unwrap();
+        stream.read_exact(&mut [0; 5]).await.unwrap();
+        open.push(stream);
+    }
+    let each = (private(daemon.id()) - before) * 1024 / MANY;
+    println!("an idle connection: {each} bytes");
+    assert!(each < 16 * 1024, "{each}");
+    drop(open);
 }

@@ -95,17 +95,17 @@ impl Drop for Envoy {
 }
 
 /// A kept HTTP/1.1 connection.
-pub(super) struct Http(BufReader<UnixStream>);
+pub(crate) struct Http(BufReader<UnixStream>);
 
 impl Http {
-    pub(super) fn open(path: &Path) -> Result<Self, String> {
+    pub(crate) fn open(path: &Path) -> Result<Self, String> {
         let stream = UnixStream::connect(path).map_err(|e| e.to_string())?;
         stream.set_read_timeout(Some(Duration::from_secs(20))).map_err(|e| e.to_string())?;
         Ok(Self(BufReader::new(stream)))
     }
 
     /// The body of a 200; anything else is an error.
-    pub(super) fn get(&mut self, path: &str) -> Result<String, String> {
+    pub(crate) fn get(&mut self, path: &str) -> Result<String, String> {
         let text = |e: std::io::Error| e.to_string();
         self.0.get_mut().write_all(format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n").as_bytes()).map_err(text)?;
         let (mut head, mut length, mut chunked) = (String::new(), 0, false);

@@ -1,8 +1,9 @@
 //! What a port of the application speaks.
 
-use crate::status::Selection;
+use crate::{status::Selection, system::is_of_this_host};
 use rustls::ClientConnection;
 use std::{
+    io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -16,17 +17,23 @@ use tokio::{
 /// Bound on finding out.
 const PEEK: Duration = Duration::from_secs(2);
 
-/// What to say when the mesh will speak TLS to a port where nothing answers a handshake; none when all is well, or
-/// nobody listens (the probe says that).
+/// What to say when nobody serves a port that the mesh was told, or when the mesh will speak TLS to one where nothing
+/// answers a handshake; none when all is well.
 pub(super) async fn mismatch(workload: &str, ip: IpAddr, selection: &Selection) -> Option<String> {
-    if selection.tls != Some(true) {
-        return None;
-    }
     for port in &selection.ports {
-        if speaks_tls(SocketAddr::new(ip, *port)).await == Some(false) {
+        let spoken = speaks_tls(SocketAddr::new(ip, *port)).await;
+        // An address that others translate to ours is not for us to judge.
+        if spoken.is_none() && is_of_this_host(ip) {
+            return Some(format!(
+                "the mesh was told that {ip} serves port {port}, but nobody listens there, so calls from the mesh fail; \
+                 start the application, or change the port in the Service, the ServiceEntry or the WorkloadGroup's template"
+            ));
+        }
+        if selection.tls == Some(true) && spoken == Some(false) {
             return Some(format!(
                 "the mesh speaks mutual TLS to port {port}, but what listens there answers no TLS handshake, so calls from the mesh fail; \
-                 let the application serve TLS with the files in /run/we-agent/{workload}, or label the WorkloadGroup's template \
+                 let we-agent answer for it (`workloads: {{{workload}: {{inbound: [{{listen: {port}, forward: ...}}]}}}}` in \
+                 /etc/we-agent/we-agent.yaml), let the application serve TLS with the files in /run/we-agent/{workload}, or label the WorkloadGroup's template \
                  security.istio.io/tlsMode: disabled and register anew"
             ));
         }
@@ -35,7 +42,7 @@ pub(super) async fn mismatch(workload: &str, ip: IpAddr, selection: &Selection) 
 }
 
 /// Sends a ClientHello and looks at the first byte that comes back: a handshake or an alert (RFC 8446, section 5.1), or
-/// something else. None when nobody listens.
+/// something else. None when the connection is refused.
 async fn speaks_tls(at: SocketAddr) -> Option<bool> {
     let name = rustls::pki_types::ServerName::IpAddress(at.ip().into());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -46,8 +53,13 @@ async fn speaks_tls(at: SocketAddr) -> Option<bool> {
     let mut hello = Vec::new();
     client.write_tls(&mut hello).ok()?;
     let peek = async {
-        let mut tcp = TcpStream::connect(at).await.ok()?;
-        tcp.write_all(&hello).await.ok()?;
+        let mut tcp = match TcpStream::connect(at).await {
+            Ok(tcp) => tcp,
+            Err(error) => return (error.kind() != io::ErrorKind::ConnectionRefused).then_some(true),
+        };
+        if tcp.write_all(&hello).await.is_err() {
+            return Some(false);
+        }
         let mut first = [0];
         Some(matches!(tcp.read(&mut first).await, Ok(1)) && matches!(first[0], 0x15 | 0x16))
     };
