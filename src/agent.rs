@@ -171,7 +171,15 @@ impl Floor {
     /// Says which passed sockets nobody serves. They stay open: the bundle of their workload may come yet.
     fn unclaimed(&self) {
         self.listeners.drop_kept_tcp();
-        for socket in self.listeners.left() {
+        for (socket, address) in self.listeners.left() {
+            if let Some(address) = address {
+                tracing::warn!(
+                    socket,
+                    "nobody serves {address}, which the service manager has passed, so who connects to it waits: put it into \
+                     we-agent.yaml (workloads.<name>.inbound, listen: {address}), or disable the socket unit"
+                );
+                continue;
+            }
             tracing::warn!(
                 socket,
                 "no workload serves this socket that the service manager has passed, so who connects to it waits: put \

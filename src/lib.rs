@@ -8,6 +8,9 @@
 //! the daemon. **Status** is all the facts, read at once. The **lab** (`tests/lab`, a crate of its own that shares no
 //! code with this one) is the other end of the wire.
 //!
+//! Beside the loops, `inbound` answers the mesh for an application that speaks no TLS, on threads that are there only for
+//! that.
+//!
 //! Everything else is a leaf that they stand on (`spiffe`, `time`, `system`, `proto`) or the shell around them (`config`,
 //! `telemetry`, `admin`, `agent`, `cli`).
 //!

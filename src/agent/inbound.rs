@@ -5,11 +5,11 @@ use crate::{
     health::Detour,
     inbound::{Listener, Place, Settings, Threads},
     status::{Inbound, InboundCounters, InboundPlace},
-    system::{Listeners, raise_descriptor_limit},
-    workload::Workload,
+    system::{Listeners, Local, raise_descriptor_limit},
+    workload::{ProbeMethod, ReadinessProbe, Workload},
 };
 use serde_json::Value;
-use std::{io, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 use tokio::sync::watch;
 
 /// The threads of the data path, and descriptors enough for its connections.
@@ -34,6 +34,9 @@ pub(super) fn listeners(
         let mut notes = Vec::from_iter(unannounced(inbound.listen.port, &announced));
         if i == 0 {
             notes.extend(unserved(&announced, &served));
+            notes.extend(
+                workload.probe.as_ref().and_then(|probe| misplaced(probe, workload.probe_localhost, inbound, &served)),
+            );
         }
         for note in &notes {
             tracing::warn!(workload = workload.name, "{note}");
@@ -62,7 +65,8 @@ fn announced(workload: &Workload) -> Vec<u16> {
         _ => Value::Null,
     };
     let port = |port: &Value| u16::try_from(port.get("containerPort")?.as_u64()?).ok();
-    ports.as_array().into_iter().flatten().filter_map(port).collect()
+    let ports: BTreeSet<_> = ports.as_array().into_iter().flatten().filter_map(port).collect();
+    ports.into_iter().collect()
 }
 
 /// What to say when we listen at a port that the group does not name. A Service may name it all the same.
@@ -84,6 +88,23 @@ fn unserved(announced: &[u16], served: &[u16]) -> Option<String> {
             "the WorkloadGroup announces {}, where no entry of inbound listens: the mesh will speak mutual TLS to the \
              application itself there",
             list(&unserved)
+        )
+    })
+}
+
+/// What to say when the probe asks the workload's address for the port that the application has on a loopback address.
+fn misplaced(probe: &ReadinessProbe, localhost: bool, inbound: &InboundConfig, served: &[u16]) -> Option<String> {
+    let (host, port) = match &probe.method {
+        ProbeMethod::Http { host, port, .. } | ProbeMethod::Tcp { host, port } => (host.is_some(), *port),
+        ProbeMethod::Grpc { port, .. } => (false, *port),
+        ProbeMethod::Exec { .. } => return None,
+    };
+    let Local::Tcp(forward) = &inbound.forward else { return None };
+    (port == forward.port() && !host && !localhost && !served.contains(&port)).then(|| {
+        format!(
+            "the probe asks port {port} at the workload's own address, and the application is at {forward}: let the probe of the \
+             WorkloadGroup ask port {}, which leads there, too",
+            inbound.listen.port
         )
     })
 }
@@ -121,7 +142,10 @@ pub(super) fn detours(inbound: &[InboundConfig]) -> Vec<Detour> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::config::Config;
+    use std::{path::Path, time::Duration};
 
     #[test]
     fn ports_are_compared_with_those_of_the_group() {
@@ -137,5 +161,25 @@ mod tests {
                 .is_some_and(|note| note.starts_with("the WorkloadGroup announces port 8443, where"))
         );
         assert_eq!(unserved(&[], &[80]), None);
+    }
+
+    #[test]
+    fn a_probe_that_goes_past_the_listener_is_noticed() {
+        let text = "workloads: {a: {inbound: [{listen: 8080, forward: 8081}]}}";
+        let inbound = Config::parse(Path::new("x"), text).unwrap().workload("a").inbound.remove(0);
+        let probe = |host: Option<&str>, port: u16| ReadinessProbe {
+            initial_delay: Duration::ZERO,
+            timeout: Duration::from_secs(1),
+            period: Duration::from_secs(1),
+            success_threshold: 1,
+            failure_threshold: 1,
+            method: ProbeMethod::Tcp { host: host.map(str::to_owned), port },
+        };
+        assert!(
+            misplaced(&probe(None, 8081), false, &inbound, &[8080]).is_some_and(|note| note.contains("ask port 8080"))
+        );
+        assert_eq!(misplaced(&probe(None, 8081), true, &inbound, &[8080]), None);
+        assert_eq!(misplaced(&probe(Some("localhost"), 8081), false, &inbound, &[8080]), None);
+        assert_eq!(misplaced(&probe(None, 8080), false, &inbound, &[8080]), None);
     }
 }

@@ -37,6 +37,13 @@ impl Refusal {
                 InboundRefusal::NoCertificate,
                 "it shows no certificate: a client outside of the mesh, or DestinationRule.tls is not ISTIO_MUTUAL",
             ),
+            rustls::Error::AlertReceived(alert) => Self::new(
+                InboundRefusal::Handshake,
+                format!(
+                    "it does not accept us (alert {alert:?}): it may expect another SPIFFE id (subjectAltNames of its \
+                     DestinationRule or ServiceEntry), or not know our root"
+                ),
+            ),
             error => Self::new(InboundRefusal::Handshake, format!("the TLS handshake failed: {error}")),
         }
     }

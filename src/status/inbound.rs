@@ -67,9 +67,12 @@ pub struct InboundCounters {
 }
 
 impl InboundCounters {
-    /// Counts a refusal, and keeps its text as the last one.
+    /// Counts a refusal, and keeps its text as the last one: not of those who left by themselves, for that tells nothing.
     pub fn refused(&self, kind: InboundRefusal, text: &str) {
         self.refused[kind as usize].fetch_add(1, Relaxed);
+        if kind == InboundRefusal::Aborted {
+            return;
+        }
         *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_owned());
     }
 
@@ -112,6 +115,7 @@ mod tests {
         counters.refused(InboundRefusal::NotAllowed, "x");
         assert_eq!(counters.refusals(InboundRefusal::NotAllowed), 1);
         assert_eq!(counters.refusals(InboundRefusal::NotTls), 0);
+        counters.refused(InboundRefusal::Aborted, "y");
         assert_eq!(counters.last_refusal().as_deref(), Some("x"));
     }
 }

@@ -96,9 +96,10 @@ impl Listeners {
         Some(held.remove(at).1)
     }
 
-    /// The names of those that nobody has taken yet.
-    pub fn left(&self) -> Vec<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|(name, _)| name.clone()).collect()
+    /// The names of those that nobody has taken yet, and where they listen if that is on a network.
+    pub fn left(&self) -> Vec<(String, Option<SocketAddr>)> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.iter().map(|(name, fd)| (name.clone(), tcp_address(fd))).collect()
     }
 }
 

@@ -57,6 +57,22 @@ async fn a_port_that_nobody_serves_is_said() {
 }
 
 #[tokio::test]
+async fn ports_that_do_not_match_the_group_are_said() {
+    let app = App::start().await;
+    let lab =
+        Lab::builder().group(Group::new("vms", "payments").port("web", 80).port("more", 81)).spawn().await.unwrap();
+    let (_host, mut agent) = start(&lab, &app, "").await;
+    let notes = agent.until("payments", "there", |w| w.inbound.len() == 1).await.inbound.remove(0).notes;
+    let port = app.port;
+    assert_eq!(notes.len(), 2, "{notes:?}");
+    assert!(
+        notes[0].starts_with("the WorkloadGroup announces ports 80, 81, not ") && notes[0].contains(&port.to_string())
+    );
+    assert!(notes[1].starts_with("the WorkloadGroup announces ports 80, 81, where no entry of inbound listens"));
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn figures_are_in_the_metrics() {
     let app = App::start().await;
     let lab = lab().spawn().await.unwrap();
