@@ -193,7 +193,17 @@ impl Bench<'_> {
         let targets: Vec<_> = [direct].into_iter().chain(contestants.iter().map(|c| c.target.clone())).collect();
         let mut alone = Vec::new();
         for _ in 0..self.args.rounds {
-            let mut delays = self.runtime.block_on(measure::delays(&targets, TURNS))?;
+            let mut delays = match self.runtime.block_on(measure::delays(&targets, TURNS)) {
+                Ok(delays) => delays,
+                Err(error) => {
+                    // They take turns: whose it is, it is void for all.
+                    (0..contestants.len()).for_each(|at| {
+                        median.add(at, Err(&error));
+                        p99.add(at, Err(&error));
+                    });
+                    continue;
+                }
+            };
             delays.iter_mut().for_each(|delays| delays.sort_by(f64::total_cmp));
             let at = |i: usize, percent| rank(&delays[i], percent);
             alone.push(at(0, 50));

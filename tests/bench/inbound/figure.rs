@@ -117,7 +117,7 @@ impl<'a> Report<'a> {
         say(
             "TLS 1.3, P-256 certificates on both sides, nothing resumed; a core and a worker thread for each contestant",
         )?;
-        say("median of the rounds (least to most)\n")?;
+        say("median of the rounds (least to most); one error, of any exchange, makes a figure void\n")?;
         let names = programs.iter().map(|program| format!("{} {}", program.name(), program.version));
         line("", "", names)?;
         Ok(Self { programs, file })
