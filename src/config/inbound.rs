@@ -9,6 +9,9 @@ use std::{
     time::Duration,
 };
 
+/// The longest time that anything here may take.
+const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// One listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InboundConfig {
@@ -65,9 +68,9 @@ impl InboundConfig {
         s.list("allow", |s| patterns.extend(pattern(s)));
         s.set("proxyProtocol", |text| value::one_of(text, &[("off", false), ("v2", true)]), &mut proxy_header);
         let (mut max_age, mut idle, mut handshake) = (None, Duration::from_secs(3600), Duration::from_secs(10));
-        s.set_some("maxConnectionAge", value::duration, &mut max_age);
-        s.set("idleTimeout", value::duration, &mut idle);
-        s.set("handshakeTimeout", value::duration, &mut handshake);
+        s.set_some("maxConnectionAge", time, &mut max_age);
+        s.set("idleTimeout", time, &mut idle);
+        s.set("handshakeTimeout", time, &mut handshake);
         let (mut max_connections, mut max_handshakes) = (10_000, 1024);
         s.set("maxConnections", count, &mut max_connections);
         s.set("maxHandshakes", count, &mut max_handshakes);
@@ -161,6 +164,13 @@ fn count(text: &str) -> Result<u64, String> {
     match text.parse() {
         Ok(count @ 1..=1_000_000) => Ok(count),
         _ => Err("is no number from 1 to 1000000".to_owned()),
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    match value::duration(text)? {
+        time if time > YEAR => Err("is longer than a year".to_owned()),
+        time => Ok(time),
     }
 }
 

@@ -146,11 +146,11 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
     let old = settings.max_age.map(|age| born + between(age.mul_f64(0.9), age.mul_f64(1.1)));
     let mut phase = shared.phase.clone();
     let mut ending = ending(*phase.borrow_and_update());
-    let due = |pump: &Pump, ending: Option<Instant>| match ending {
-        Some(until) => until.min(pump.moved + QUIET),
+    let next = |pump: &Pump, ending: Option<Instant>| match ending {
+        Some(until) => until.min(Instant::now() + QUIET),
         None => old.into_iter().fold(pump.moved + settings.idle, Instant::min),
     };
-    let mut wake = pin!(sleep_until(due(pump, ending).into()));
+    let mut wake = pin!(sleep_until(next(pump, ending).into()));
     loop {
         tokio::select! {
             biased;
@@ -161,16 +161,17 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
             },
             () = &mut wake => {
                 let now = Instant::now();
-                if ending.is_none() && old.is_some_and(|old| now >= old) {
-                    ending = Some(now + settings.drain);
-                } else if ending.is_some_and(|until| now >= until) {
-                    return End::Broken;
-                } else if now >= due(pump, ending) {
-                    return End::Quiet;
+                match ending {
+                    None if now >= pump.moved + settings.idle => return End::Quiet,
+                    None if old.is_some_and(|old| now >= old) => ending = Some(now + settings.drain),
+                    Some(until) if now >= until => return End::Broken,
+                    // Who was asked and has not answered yet is not quiet, but busy.
+                    Some(_) if !pump.asked && now >= pump.moved + QUIET => return End::Quiet,
+                    _ => {}
                 }
             }
         }
-        wake.as_mut().reset(due(pump, ending).into());
+        wake.as_mut().reset(next(pump, ending).into());
     }
 }
 

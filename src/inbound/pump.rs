@@ -32,6 +32,8 @@ pub(super) struct Pump {
     said_end: bool,
     /// When bytes were moved last.
     pub(super) moved: Instant,
+    /// The last bytes went to the application, which may owe an answer.
+    pub(super) asked: bool,
 }
 
 impl Pump {
@@ -39,7 +41,7 @@ impl Pump {
     pub(super) fn new(peer: TcpStream, tls: Option<Box<Tls>>, application: LocalStream, first: Vec<u8>) -> Self {
         let inward = Lane::new(first, tls.as_ref().is_some_and(|tls| tls.peer_closed));
         let (outward, moved) = (Lane::default(), Instant::now());
-        Self { peer, tls, application, inward, outward, said_end: false, moved }
+        Self { peer, tls, application, inward, outward, said_end: false, moved, asked: false }
     }
 
     /// Moves what can be moved. Ready when all was said, or with what broke.
@@ -54,6 +56,7 @@ impl Pump {
             if !inward && !outward {
                 break;
             }
+            self.asked = !outward;
             any = true;
         }
         if any {

@@ -272,6 +272,26 @@ async fn a_stop_lets_open_connections_end_and_takes_no_new_ones() {
 }
 
 #[tokio::test]
+async fn a_stop_waits_for_an_answer_that_is_owed() {
+    let lab = lab().spawn().await.unwrap();
+    let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (_host, agent, at) = started(vm(&lab, slow.local_addr().unwrap(), ", drainTimeout: 20s")).await;
+    let mut stream = Pod::new(&lab, WEB).connect(at).await.unwrap();
+    stream.write_all(b"?").await.unwrap();
+    let (mut application, _) = slow.accept().await.unwrap();
+    application.read_exact(&mut [0]).await.unwrap();
+    let stopping = tokio::spawn(agent.stop());
+    // Longer than what counts as quiet.
+    let early = timeout(Duration::from_millis(700), stream.read(&mut [0])).await;
+    assert!(early.is_err() && !stopping.is_finished(), "{early:?}");
+    application.write_all(b"!").await.unwrap();
+    let mut answer = Vec::new();
+    timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(answer, b"!");
+    stopping.await.unwrap();
+}
+
+#[tokio::test]
 async fn an_application_on_a_unix_socket_is_served_too() {
     let lab = lab().spawn().await.unwrap();
     let dir = tempfile::tempdir().unwrap();
