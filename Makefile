@@ -29,6 +29,7 @@ bench: ## Measure the release build (CONTROL=rig BENCH_BUNDLE=DIR: against an is
 	cargo build --release --package we-lab
 	cargo build --release --package we-bench
 	$(TARGET)/release/we-bench --control $(CONTROL) --agent $(TARGET)/release/we-agent --lab $(TARGET)/release/we-lab
+	$(TARGET)/release/we-bench inbound --agent $(TARGET)/release/we-agent --lab $(TARGET)/release/we-lab
 
 packages: ## The .deb and the .rpm, for amd64 and arm64, into target/package/out (ARCH=amd64: only that)
 	@packaging/build $(ARCH)

@@ -71,10 +71,11 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Starts `program serve` with state in `dir` and one group, whose probe asks the application on `port`.
-    pub(crate) fn start(program: &Path, dir: &Path, port: u16) -> anyhow::Result<Self> {
+    /// Starts `program serve` with state in `dir` and one group, which announces `port`; its probe asks the application
+    /// on `probe`.
+    pub(crate) fn start(program: &Path, dir: &Path, port: u16, probe: u16) -> anyhow::Result<Self> {
         fs::create_dir_all(dir)?;
-        fs::write(dir.join("group.yaml"), group(port))?;
+        fs::write(dir.join("group.yaml"), group(port, probe))?;
         let mut command = Command::new(program);
         command.args(["serve", "--service", "payments.example.com:80:8080:app=payments", "--dir"]).arg(dir);
         command.arg("--group-file").arg(dir.join("group.yaml")).stdin(Stdio::piped()).stdout(Stdio::piped());
@@ -121,15 +122,15 @@ impl Drop for Lab {
     }
 }
 
-fn group(port: u16) -> String {
+fn group(port: u16, probe: u16) -> String {
     format!(
         "apiVersion: networking.istio.io/v1\n\
          kind: WorkloadGroup\n\
          metadata: {{name: payments, namespace: vms}}\n\
          spec:\n\
          \x20 metadata: {{labels: {{app: payments}}}}\n\
-         \x20 template: {{serviceAccount: payments-sa, ports: {{http: 8080}}}}\n\
-         \x20 probe: {{periodSeconds: 10, httpGet: {{path: /healthz, port: {port}}}}}\n"
+         \x20 template: {{serviceAccount: payments-sa, ports: {{http: {port}}}}}\n\
+         \x20 probe: {{periodSeconds: 10, httpGet: {{path: /healthz, port: {probe}}}}}\n"
     )
 }
 

@@ -5,13 +5,14 @@
 //! not the binary which is shipped.
 
 mod control;
+mod inbound;
 mod process;
 mod relay;
 mod sds;
 mod table;
 
 use anyhow::Context;
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use control::{Bundle, Lab, application};
 use process::{Agent, Sample};
 use relay::Relay;
@@ -35,11 +36,13 @@ const SHORT: &str = "3s";
 /// Measures a release build of we-agent.
 #[derive(Debug, Parser)]
 struct Args {
+    #[command(subcommand)]
+    part: Option<Part>,
     /// The agent
-    #[arg(long, default_value = "target/release/we-agent")]
+    #[arg(long, global = true, default_value = "target/release/we-agent")]
     agent: PathBuf,
     /// The miniature control plane, for --control lab
-    #[arg(long, default_value = "target/release/we-lab")]
+    #[arg(long, global = true, default_value = "target/release/we-lab")]
     lab: PathBuf,
     /// Against what to measure
     #[arg(long, value_enum, default_value_t, env = "CONTROL")]
@@ -64,8 +67,14 @@ struct Args {
     #[arg(long, default_value_t = 20, env = "BENCH_ROTATIONS")]
     rotations: u32,
     /// Where the figures go as JSON lines, beside the table
-    #[arg(long, default_value = "target/bench")]
+    #[arg(long, global = true, default_value = "target/bench")]
     out: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Nothing but inbound mTLS: the agent, Envoy and ghostunnel side by side
+    Inbound(inbound::Args),
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -82,6 +91,9 @@ fn main() -> anyhow::Result<()> {
     let work = tempfile::tempdir()?;
     // Of a file that was built just now, the kernel would count mapped pages as dirty.
     fs::File::open(&args.agent).and_then(|file| file.sync_all()).with_context(|| args.agent.display().to_string())?;
+    if let Some(Part::Inbound(inbound)) = &args.part {
+        return inbound::run(inbound, &args, work.path());
+    }
     let (lab, bundle) = match (args.control, &args.bundle) {
         (Control::Rig, Some(given)) => {
             let bundle = Bundle::read(given)?;
@@ -89,7 +101,7 @@ fn main() -> anyhow::Result<()> {
             (None, bundle)
         }
         _ => {
-            let lab = Lab::start(&args.lab, &work.path().join("lab"), application(0)?)?;
+            let lab = Lab::start(&args.lab, &work.path().join("lab"), 8080, application(0)?)?;
             let bundle = lab.bundle(&work.path().join("bundle"))?;
             (Some(lab), bundle)
         }

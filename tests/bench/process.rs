@@ -42,9 +42,14 @@ impl Agent {
         self.child.id()
     }
 
+    /// Where consumers find what it publishes.
+    pub(crate) fn published(&self) -> PathBuf {
+        self.root.join("run/we-agent/payments")
+    }
+
     /// Names the generation of the pair that consumers see; each has its own.
     pub(crate) fn certificate(&self) -> Option<PathBuf> {
-        let dir = self.root.join("run/we-agent/payments");
+        let dir = self.published();
         fs::read_link(dir.join("..data"))
             .ok()
             .filter(|_| dir.join("cert-chain.pem").exists() && dir.join("key.pem").exists())
@@ -130,6 +135,17 @@ impl Sample {
             private_dirty: field(&memory, "Private_Dirty")? * 1024,
         })
     }
+}
+
+/// What a process has used of a processor until now, with its threads that have ended. In ticks of 10 ms, so only for
+/// what takes seconds.
+pub(crate) fn used(pid: u32) -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The second field is the name, in parentheses; utime and stime are the 14th and 15th (proc_pid_stat(5)).
+    let (_, rest) = stat.rsplit_once(") ").context("stat")?;
+    let times: Vec<_> = rest.split(' ').skip(11).take(2).collect();
+    let [user, system] = times[..] else { bail!("stat is short") };
+    Ok(Duration::from_millis((user.parse::<u64>()? + system.parse::<u64>()?) * 10))
 }
 
 /// The number behind `name:`.
