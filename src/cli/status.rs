@@ -3,8 +3,8 @@
 use crate::{
     admin,
     status::{
-        HealthState, IdentityState, InboundReport, MembershipReport, MembershipState, RegistrationState, ReloadReport,
-        ReloadState, Report, Timestamp, TokenState, WorkloadReport,
+        ConsumerReport, ConsumerState, HealthState, IdentityState, InboundReport, MembershipReport, MembershipState,
+        RegistrationState, ReloadReport, ReloadState, Report, Timestamp, TokenState, WorkloadReport,
     },
     system::Root,
 };
@@ -17,6 +17,8 @@ use tokio::net::UnixStream;
 
 /// For the daemon to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// Of more consumers than this, the rest is only counted; `--json` has them all.
+const CROWD: usize = 8;
 
 /// Why the daemon has not told its status.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +112,7 @@ fn block(out: &mut String, w: &WorkloadReport, now: Timestamp) {
         row(out, &files.publisher, style, &files.serial.as_ref().map_or("-".to_owned(), |s| format!("serial {s}")), "");
         files.cause.iter().for_each(|cause| wrong(out, cause));
     }
+    consumers(out, &w.consumers);
     w.inbound.iter().for_each(|listener| inbound(out, listener));
     w.reloads.iter().for_each(|hook| reload(out, hook));
     if !w.ignored.is_empty() {
@@ -191,6 +194,32 @@ fn health(out: &mut String, w: &WorkloadReport) {
     };
     row(out, "health", style, w.health.state.as_str(), "");
     w.health.message.iter().for_each(|message| wrong(out, message));
+}
+
+/// Those in trouble first.
+fn consumers(out: &mut String, consumers: &[ConsumerReport]) {
+    let rank = |consumer: &&ConsumerReport| match consumer.state {
+        ConsumerState::Refused => (0, BAD),
+        ConsumerState::Behind => (1, WAIT),
+        ConsumerState::Waiting => (2, WAIT),
+        ConsumerState::Current => (3, GOOD),
+    };
+    let mut all: Vec<_> = consumers.iter().collect();
+    all.sort_by_key(|consumer| rank(consumer).0);
+    for consumer in all.iter().take(CROWD) {
+        let ConsumerReport { protocol, resource, node, uid, .. } = consumer;
+        let mut rest = format!(", {protocol} {resource} for uid {uid}");
+        consumer.pid.iter().for_each(|pid| _ = write!(rest, ", pid {pid}"));
+        if !node.is_empty() {
+            let _ = write!(rest, ", {node}");
+        }
+        consumer.version.iter().for_each(|version| _ = write!(rest, ": {version}"));
+        row(out, "consumer", rank(consumer).1, consumer.state.as_str(), &rest);
+        consumer.cause.iter().for_each(|cause| wrong(out, cause));
+    }
+    if let Some(more) = all.len().checked_sub(CROWD).filter(|more| *more > 0) {
+        row(out, "", DIM, &format!("and {more} more"), "");
+    }
 }
 
 fn reload(out: &mut String, hook: &ReloadReport) {

@@ -110,3 +110,26 @@ fn times_are_told_from_now() {
     assert_eq!(relative(at(10_000), at(10_000)), "in 0s");
     assert_eq!(relative(at(0), at(100_000)), "1day 3h ago");
 }
+
+#[test]
+fn consumers_in_trouble_are_seen_in_a_crowd() {
+    let consumer = |pid, state, cause: Option<&str>| ConsumerReport {
+        protocol: "sds".to_owned(),
+        resource: "default".to_owned(),
+        state,
+        node: "envoy".to_owned(),
+        uid: 101,
+        pid: Some(pid),
+        version: Some("1f".to_owned()),
+        cause: cause.map(str::to_owned),
+    };
+    let mut w = workload("payments");
+    w.consumers = (0..9).map(|pid| consumer(pid, ConsumerState::Current, None)).collect();
+    w.consumers.push(consumer(77, ConsumerState::Refused, Some("key values mismatch")));
+    let told = plain(vec![w], None);
+    let rows: Vec<_> = told.lines().skip_while(|line| !line.contains("consumer")).collect();
+    assert_eq!(rows[0], "  consumer      refused, sds default for uid 101, pid 77, envoy: 1f");
+    assert_eq!(rows[1], "                ! key values mismatch");
+    assert_eq!(rows[2], "  consumer      current, sds default for uid 101, pid 0, envoy: 1f");
+    assert_eq!((rows.len(), rows[9]), (10, "                and 2 more"));
+}
