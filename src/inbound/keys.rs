@@ -18,8 +18,8 @@ use rustls::{
 use std::{sync::Arc, time::SystemTime};
 
 /// The application protocols that we agree to when they are offered, the best first. Clients of the mesh offer names of
-/// Istio's own beside the usual ones, which they expect to be preferred. Who offers both versions of HTTP can speak both,
-/// and a plain application is more likely to speak the older one: bytes are forwarded as they are. `istio-peer-exchange`
+/// Istio's own beside the usual ones, and the usual ones say more of what follows. Who offers both versions of HTTP can speak
+/// both, and a plain application is more likely to speak the older one: bytes are forwarded as they are. `istio-peer-exchange`
 /// is not among ours, for who agrees to it must speak first, and not the application's protocol.
 const PROTOCOLS: [&[u8]; 7] =
     [b"http/1.1", b"h2", b"http/1.0", b"istio-http/1.1", b"istio-h2", b"istio-http/1.0", b"istio"];
@@ -138,7 +138,7 @@ impl ClientCertVerifier for Caller {
         let refused = |refusal| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))));
         let peer = self.roots.client(leaf, intermediates, now).map_err(|error| {
             let kind = match error {
-                PeerError::Unreadable | PeerError::Chain { .. } => InboundRefusal::Untrusted,
+                PeerError::Unreadable | PeerError::Issuer { .. } | PeerError::Chain { .. } => InboundRefusal::Untrusted,
                 PeerError::Names(..) | PeerError::Id(_) | PeerError::Authority(_) => InboundRefusal::NoSpiffeId,
             };
             refused(Refusal::new(kind, error.to_string()))

@@ -5,6 +5,7 @@ use super::{
     svid::{may_sign, uris},
 };
 use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
+use std::time::{Duration, UNIX_EPOCH};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
@@ -14,8 +15,21 @@ pub enum PeerError {
     /// It is no X.509 certificate.
     #[error("its certificate cannot be read")]
     Unreadable,
-    /// No path to the roots, wrong usage, or outside its validity.
-    #[error("its certificate ({id}) does not verify: {cause}")]
+    /// No path to the roots.
+    #[error(
+        "its certificate ({id}, issued by \"{issuer}\", {sent} more sent with it) leads to none of our roots: it is of another \
+         mesh, or its intermediates are not sent"
+    )]
+    Issuer {
+        /// What it says of itself, which nobody vouches for.
+        id: String,
+        /// Who it says to have issued it.
+        issuer: String,
+        /// How many certificates the peer has sent besides.
+        sent: usize,
+    },
+    /// Wrong usage, or outside its validity.
+    #[error("its certificate ({id}) does not verify: {}", check(cause))]
     Chain {
         /// What it says of itself, which nobody vouches for.
         id: String,
@@ -60,18 +74,40 @@ impl PeerRoots {
     ) -> Result<SpiffeId, PeerError> {
         let (_, cert) = X509Certificate::from_der(leaf).map_err(|_| PeerError::Unreadable)?;
         let uris = uris(&cert);
-        let chain = |cause| PeerError::Chain { id: shown(&uris), cause };
+        let chain = |cause| {
+            let id = shown(&uris.join(", "));
+            match cause {
+                // The second: another mesh whose root has the name of ours, as the roots that istiod makes have.
+                webpki::Error::UnknownIssuer | webpki::Error::InvalidSignatureForPublicKey => {
+                    PeerError::Issuer { id, issuer: shown(&cert.issuer().to_string()), sent: intermediates.len() }
+                }
+                cause => PeerError::Chain { id, cause },
+            }
+        };
         let entity = EndEntityCert::try_from(leaf).map_err(chain)?;
         let usage = KeyUsage::client_auth();
         entity
             .verify_for_usage(ALL_VERIFICATION_ALGS, &self.0, intermediates, now, usage, None, None)
             .map_err(chain)?;
-        let [uri] = uris[..] else { return Err(PeerError::Names(uris.len(), shown(&uris))) };
+        let [uri] = uris[..] else { return Err(PeerError::Names(uris.len(), shown(&uris.join(", ")))) };
         let id: SpiffeId = uri.parse()?;
         if cert.is_ca() || may_sign(&cert) {
             return Err(PeerError::Authority(id));
         }
         Ok(id)
+    }
+}
+
+fn check(cause: &webpki::Error) -> String {
+    let utc = |at: &UnixTime| humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(at.as_secs()));
+    match cause {
+        webpki::Error::CertExpired { time, not_after } => {
+            format!("it expired at {}, and it is {} here", utc(not_after), utc(time))
+        }
+        webpki::Error::CertNotValidYet { time, not_before } => {
+            format!("it is valid from {}, but it is {} here: check the clocks", utc(not_before), utc(time))
+        }
+        other => other.to_string(),
     }
 }
 
@@ -82,8 +118,8 @@ pub fn id_of(leaf: &CertificateDer<'_>) -> Option<SpiffeId> {
 }
 
 /// What strangers write is shown in part.
-fn shown(uris: &[&str]) -> String {
-    uris.join(", ").chars().filter(|c| !c.is_control()).take(200).collect()
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
 
 /// Which ids are meant: one, or all that have these parts.

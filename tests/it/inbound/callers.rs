@@ -25,9 +25,9 @@ async fn strangers_are_refused_and_told_apart() {
     let elsewhere = "spiffe://elsewhere.local/ns/shop/sa/web";
     for (pod, reason, said) in [
         (Pod::stranger(&lab), "no_certificate", "shows no certificate"),
-        (Pod::foreign(&other, &lab, WEB), "untrusted", WEB),
-        (Pod::with(&lab, &[WEB], now - 2 * HOUR, HOUR), "untrusted", WEB),
-        (Pod::with(&lab, &[WEB], now + HOUR, HOUR), "untrusted", WEB),
+        (Pod::foreign(&other, &lab, WEB), "untrusted", "leads to none of our roots"),
+        (Pod::with(&lab, &[WEB], now - 2 * HOUR, HOUR), "untrusted", "it expired at "),
+        (Pod::with(&lab, &[WEB], now + HOUR, HOUR), "untrusted", "check the clocks"),
         (Pod::with(&lab, &[WEB, ID], now, HOUR), "no_spiffe_id", "names 2 URIs"),
         (Pod::with(&lab, &[], now, HOUR), "no_spiffe_id", "names 0 URIs"),
         (Pod::with(&lab, &["https://a/b"], now, HOUR), "no_spiffe_id", "https://a/b"),
