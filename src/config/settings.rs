@@ -171,6 +171,12 @@ impl WorkloadConfig {
         if s.list("hooks", |s| hooks.extend(HookConfig::read(s))) {
             self.hooks = hooks;
         }
+        if !self.hooks.is_empty() && self.files.outputs.is_empty() && !self.files.output_certs {
+            s.mistake(
+                "has hooks, which run after a switch of the files, and no file: name one in files.outputs, or write \
+                 hooks: [] (programs on the socket need no hook)",
+            );
+        }
         let mut inbound = Vec::new();
         if s.list("inbound", |s| inbound.extend(InboundConfig::read(s))) {
             self.inbound = inbound;

@@ -239,6 +239,17 @@ fn a_hook_is_a_command_or_a_unit_and_may_be_verified() {
 }
 
 #[test]
+fn a_hook_needs_a_file_to_wait_for() {
+    let config =
+        |files: &str| parse(&format!("workloads: {{a: {{files: {{{files}}}, hooks: [{{unit: a.service}}]}}}}"));
+    let error = config("outputs: []").unwrap_err();
+    assert!(error.contains("workloads.a has hooks, which run after a switch of the files, and no file: "), "{error}");
+    config("outputs: [], outputCerts: true").unwrap();
+    config("outputs: [{format: trust}]").unwrap();
+    parse("defaults: {hooks: [{unit: a.service}]}\nworkloads: {a: {files: {outputs: []}, hooks: []}}").unwrap();
+}
+
+#[test]
 fn a_hook_that_does_nothing_or_two_things_is_refused() {
     let neither = "defaults.hooks[0] needs one of the two: command, a list of program and arguments, or unit, ";
     for (hook, message) in [

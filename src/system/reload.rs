@@ -14,9 +14,11 @@ use tokio::time::{Instant, sleep};
 const REQUESTS: &str = "/run/we-agent/reload.d";
 /// How often the answer is looked for.
 const LOOK: Duration = Duration::from_millis(50);
-/// A request holds one line for each who asks; of those that nobody answered the oldest are dropped.
-const MAX_LINES: usize = 16;
-const MAX_FILE: usize = 4096;
+/// A request holds one line for each who asks, which are as many as there are workloads; of those that nobody answered the
+/// oldest are dropped.
+const MAX_LINES: usize = 256;
+/// In bytes; a line has 17.
+const MAX_FILE: usize = MAX_LINES * 17;
 
 /// Why a unit was not reloaded.
 #[derive(Debug, thiserror::Error)]
@@ -179,9 +181,12 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_done_in_time_names_the_unit_to_look_at() {
         let (_dir, root) = host();
-        for _ in 0..MAX_LINES * 2 {
+        for _ in 0..2 {
             let error = reload_unit(&root, UNIT, AT_ONCE).await.unwrap_err().to_string();
             assert!(error.contains("systemctl enable --now we-agent-reload@nginx.service.path"), "{error}");
+        }
+        for _ in 0..MAX_LINES {
+            ask(&root, UNIT, "0123456789abcdef").unwrap();
         }
         assert_eq!(fs::read_to_string(awaited(&root)).unwrap().lines().count(), MAX_LINES);
         let asked = reload_unit(&root, UNIT, Duration::from_millis(200));
