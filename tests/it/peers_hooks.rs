@@ -10,7 +10,7 @@ use crate::{
 };
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::{Pid, Uid},
+    unistd::{Pid, Uid, getegid},
 };
 use peer::{Client, StartTls};
 use std::{
@@ -31,8 +31,8 @@ mod peer;
 const ROTATIONS: usize = 3;
 const TTL: &str = "8s";
 const FILES: &str = "/run/we-agent/payments";
-/// Every server takes our files as they are. PostgreSQL runs as another user, who is in our group.
-const OUTPUTS: &str = "mode: \"0640\", outputs: [{format: pem}, {format: combined}]";
+/// Every server takes our files as they are, but PostgreSQL, which runs as another user and has a copy.
+const OUTPUTS: &str = "outputs: [{format: pem}, {format: combined}, {format: trust}]";
 
 /// A program of this machine; without it the test says so and passes.
 fn program(name: &str, package: &str) -> Option<PathBuf> {
@@ -291,20 +291,25 @@ async fn postgresql_takes_every_certificate() {
     };
     let stage = Stage::new().await;
     let (port, dir) = (free_port(), stage.dir.display().to_string());
-    let example = readme::example_in(&stage.host.path(FILES), readme::POSTGRESQL);
-    // It refuses to run as root. A member of our group may read the files (mode 0640).
-    let user = |program: &Path| match Uid::effective().is_root() {
+    // It refuses to run as root.
+    let root = Uid::effective().is_root();
+    let (uid, gid) = if root { (65534, 65534) } else { (Uid::effective().as_raw(), getegid().as_raw()) };
+    let user = |program: &Path| match root {
         false => Command::new(program),
         true => {
             let mut command = Command::new("setpriv");
-            let group = nix::unistd::getegid();
-            command.args(["--reuid=65534", &format!("--regid={group}"), "--clear-groups"]).arg(program);
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
             command
         }
     };
-    if Uid::effective().is_root() {
-        std::os::unix::fs::chown(&stage.dir, Some(65534), None).unwrap();
-    }
+    std::os::unix::fs::chown(&stage.dir, Some(uid), None).unwrap();
+    let example = |word| readme::example_in(&stage.host.path(FILES), word).replace("/var/lib/postgresql", &dir);
+    let unit = example(readme::POSTGRESQL_COPY).replace("-o postgres -g postgres", &format!("-o {uid} -g {gid}"));
+    let commands = |key: &str| -> Vec<String> {
+        unit.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=').map(str::to_owned)).collect()
+    };
+    let run = |script: &str| assert!(Command::new("/bin/sh").args(["-c", script]).status().unwrap().success());
+    run(&commands("ExecStart").join(" && "));
     let made =
         user(&initdb).args(["-D", &format!("{dir}/db"), "-A", "trust", "-U", "t", "--no-sync"]).output().unwrap();
     assert!(made.status.success(), "{made:?}");
@@ -312,13 +317,17 @@ async fn postgresql_takes_every_certificate() {
         "listen_addresses = '127.0.0.1'
 port = {port}
 unix_socket_directories = ''
-{example}\n"
+{}\n",
+        example(readme::POSTGRESQL)
     );
     stage.write("db/postgresql.auto.conf", &conf);
     stage.write("db/pg_hba.conf", "hostssl all all 127.0.0.1/32 trust clientcert=verify-ca\n");
     let mut command = user(&postgres);
     command.args(["-D", &format!("{dir}/db")]).current_dir(&stage.dir);
     let server = Server::start(&mut command, Signal::SIGQUIT, &stage.host.path("/out"));
-    let reload = format!("kill -HUP {}", server.pid());
+    // What systemd would do for the unit: the hook's reload of it.
+    let reload = commands("ExecReload")
+        .join(" && ")
+        .replace("/bin/systemctl reload postgresql@15-main.service", &format!("kill -HUP {}", server.pid()));
     stage.rotates(port, Some(StartTls::Postgres), &["/bin/sh", "-c", &reload]).await;
 }

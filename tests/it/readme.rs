@@ -20,6 +20,7 @@ pub(crate) const HAPROXY: &str = "ssl crt";
 pub(crate) const HAPROXY_API: &str = "commit ssl cert";
 pub(crate) const STUNNEL: &str = "connect = 127.0.0.1:8080";
 pub(crate) const POSTGRESQL: &str = "ssl_key_file";
+pub(crate) const POSTGRESQL_COPY: &str = "install -o postgres";
 /// Our own.
 const CONFIGURATION: &str = "workloads:\n  payments:\n";
 /// For systemd, which is not here: units and drop-ins.
