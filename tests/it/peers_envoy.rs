@@ -41,7 +41,7 @@ pub(crate) fn program() -> Option<PathBuf> {
     found
 }
 
-fn issue(authority: &Authority, id: &str, roots: &[&Authority]) -> Arc<X509Context> {
+pub(crate) fn issue(authority: &Authority, id: &str, roots: &[&Authority]) -> Arc<X509Context> {
     let now = SystemTime::now();
     let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
     let mut chain = authority.issue(key.pem(), &Leaf::new(&[id], now));

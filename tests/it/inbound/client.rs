@@ -22,6 +22,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use we_agent::spiffe::X509Context;
 use we_lab::Lab;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
@@ -63,6 +64,14 @@ impl Pod {
         }
     }
 
+    /// A pod that has this certificate and trusts these roots.
+    pub(super) fn of(context: &X509Context) -> Self {
+        let (svid, versions) = (&context.svid, rustls::DEFAULT_VERSIONS);
+        let config = builder(&context.bundle.pem(), versions);
+        let config = config.with_client_auth_cert(svid.chain().to_vec(), svid.key().pkcs8().clone_key()).unwrap();
+        Self { config: without_resumption(config) }
+    }
+
     /// Somebody without a certificate.
     pub(super) fn stranger(lab: &Lab) -> Self {
         Self { config: without_resumption(builder(&lab.root_pem(), rustls::DEFAULT_VERSIONS).with_no_client_auth()) }
@@ -93,6 +102,12 @@ impl Pod {
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).await?;
         Ok(answer)
+    }
+
+    /// The serial number of who answers.
+    pub(super) fn server_serial(stream: &TlsStream<TcpStream>) -> String {
+        let (_, cert) = X509Certificate::from_der(&stream.get_ref().1.peer_certificates().unwrap()[0]).unwrap();
+        cert.raw_serial_as_string().replace(':', "")
     }
 
     /// Who answers.

@@ -1,29 +1,45 @@
 //! The real Envoy calls, as the sidecars of the mesh do: HTTP/1.1, HTTP/2 and plain TCP.
 
-use super::{Pod, WEB, inbound, started, vm};
+#![allow(clippy::print_stdout)]
+
+#[path = "envoy/client.rs"]
+mod client;
+
+use super::{Pod, WEB, inbound, refused, started, vm};
 use crate::{
-    peers_envoy::{envoy::Http, program},
+    authority::Authority,
+    peers_envoy::{issue, program},
     rotation::{ID, lab},
-    support::{Running, SOON},
+    support::SOON,
 };
 use bytes::Bytes;
+use client::{BARE, Client, Papers, WAYS};
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use serde_json::{Value, json};
 use std::{
     convert::Infallible,
-    net::SocketAddr,
-    path::Path,
-    process::{Child, Command, Stdio},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::Arc,
     time::{Duration, SystemTime},
 };
-use tempfile::TempDir;
 use tokio::{
     net::TcpListener,
-    time::{Instant, interval},
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, interval, timeout},
+};
+use tokio_util::sync::CancellationToken;
+use we_agent::{
+    inbound::{Listener, Place, Settings, Threads},
+    spiffe::X509Context,
+    status::{Identity, InboundCounters, InboundPlace, InboundRefusal},
+    system::Local,
+    time::Clock,
 };
 use we_lab::Lab;
+
+const ROTATIONS: usize = 50;
 
 /// Answers with the version of HTTP that it was asked in: HTTP/2 where a connection begins with its preface.
 async fn application() -> SocketAddr {
@@ -37,7 +53,9 @@ async fn application() -> SocketAddr {
                     Ok::<_, Infallible>(Response::new(Full::new(Bytes::from(format!("{:?}", request.version())))))
                 });
                 let mut first = [0];
-                stream.peek(&mut first).await.unwrap();
+                if stream.peek(&mut first).await.is_err() {
+                    return; // who only looked at our certificate
+                }
                 let io = TokioIo::new(stream);
                 // The preface begins with P, and nobody here sends a POST.
                 if first == *b"P" {
@@ -53,120 +71,47 @@ async fn application() -> SocketAddr {
     address
 }
 
-/// An Envoy that takes HTTP on three sockets of its directory, each the name of a way to call.
-struct Client {
-    child: Child,
-    dir: TempDir,
+/// What the application answers to a call in this `way`.
+fn answer(way: &str) -> &'static str {
+    if way == "h2" { "HTTP/2.0" } else { "HTTP/1.1" }
 }
 
-impl Client {
-    async fn start(program: &Path, lab: &Lab, at: SocketAddr, expects: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let (key, chain) = lab.ca().pod(&[WEB], SystemTime::now(), Duration::from_secs(3600)).unwrap();
-        for (name, text) in [("key.pem", key), ("chain.pem", chain), ("roots.pem", lab.root_pem())] {
-            std::fs::write(dir.path().join(name), text).unwrap();
-        }
-        let config = dir.path().join("envoy.json");
-        std::fs::write(&config, serde_json::to_vec_pretty(&bootstrap(dir.path(), at, expects)).unwrap()).unwrap();
-        let log = std::fs::File::create(dir.path().join("envoy.log")).unwrap();
-        let mut command = Command::new(program);
-        command.arg("-c").arg(&config).args(["--disable-hot-restart", "--concurrency", "1", "-l", "warning"]);
-        let child = command.env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().unwrap();
-        let client = Self { child, dir };
-        let (end, mut look) = (Instant::now() + SOON, interval(Duration::from_millis(20)));
-        while std::os::unix::net::UnixStream::connect(client.dir.path().join("tcp")).is_err() {
-            assert!(Instant::now() < end, "{}", std::fs::read_to_string(client.dir.path().join("envoy.log")).unwrap());
-            look.tick().await;
-        }
-        client
+impl Papers {
+    /// Of a pod that is `id` by the authority of `issuer`, and trusts `mesh`.
+    fn new(issuer: &Lab, id: &str, mesh: &Lab) -> Self {
+        let (key, chain) = issuer.ca().pod(&[id], SystemTime::now(), Duration::from_secs(3600)).unwrap();
+        Self { key, chain, roots: mesh.root_pem() }
     }
 
-    /// One request, which is blocking.
-    async fn get(&self, way: &str) -> Result<String, String> {
-        let path = self.dir.path().join(way);
-        tokio::task::spawn_blocking(move || Http::open(&path)?.get("/")).await.unwrap()
-    }
-}
-
-impl Drop for Client {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// As istiod writes it, but for addresses and files.
-fn bootstrap(dir: &Path, at: SocketAddr, expects: &str) -> Value {
-    let pipe = |name: &str| json!({"pipe": {"path": dir.join(name)}});
-    let file = |name: &str| json!({"filename": dir.join(name)});
-    let cluster = |name: &str, protocols: &[&str], options: Value| {
-        let mut cluster = json!({"name": name, "type": "STATIC", "connect_timeout": "5s",
-            "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": {"address":
-                {"socket_address": {"address": at.ip().to_string(), "port_value": at.port()}}}}]}]},
-            "transport_socket": {"name": "envoy.transport_sockets.tls", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext",
-                "sni": "outbound_.19080_._.payments.vms.svc.cluster.local",
-                "common_tls_context": {"alpn_protocols": protocols,
-                    "tls_certificates": [{"certificate_chain": file("chain.pem"), "private_key": file("key.pem")}],
-                    "validation_context": {"trusted_ca": file("roots.pem"),
-                        "match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"exact": expects}}]}}}}});
-        if !options.is_null() {
-            cluster["typed_extension_protocol_options"] = json!({
-                "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                    "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
-                    "explicit_http_config": options}});
-        }
-        cluster
-    };
-    let http = |name: &str| {
-        json!({"name": name, "address": pipe(name), "filter_chains": [{"filters": [{"name": "http", "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
-            "stat_prefix": name, "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [
-                {"match": {"prefix": "/"}, "route": {"cluster": name}}]}]},
-            "http_filters": [{"name": "router", "typed_config": {
-                "@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"}}]}}]}]})
-    };
-    let tcp = json!({"name": "tcp", "address": pipe("tcp"), "filter_chains": [{"filters": [{"name": "tcp", "typed_config": {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        "stat_prefix": "tcp", "cluster": "tcp"}}]}]});
-    json!({"static_resources": {
-        "listeners": [http("h1"), http("h2"), tcp],
-        "clusters": [
-            cluster("h1", &["istio-http/1.1", "istio", "http/1.1"], json!({"http_protocol_options": {}})),
-            cluster("h2", &["istio-h2", "istio", "h2"], json!({"http2_protocol_options": {}})),
-            cluster("tcp", &["istio-peer-exchange", "istio"], Value::Null),
-        ],
-    }})
-}
-
-async fn renewed(agent: &mut Running, times: usize) {
-    for _ in 0..times {
-        let serial = agent.workload("payments").unwrap().identity.serial;
-        agent.until("payments", "renewed", |w| w.identity.serial != serial).await;
+    fn of(context: &X509Context) -> Self {
+        let svid = &context.svid;
+        Self { key: svid.key().pem().to_owned(), chain: svid.chain_pem(), roots: context.bundle.pem() }
     }
 }
 
 #[tokio::test]
-async fn envoy_calls_in_every_way_that_the_mesh_has() {
+async fn envoy_is_served_or_told_why_not() {
     let Some(program) = program() else { return };
-    let lab = lab().ttl(Duration::from_secs(2)).spawn().await.unwrap();
-    let (_host, mut agent, at) = started(vm(&lab, application().await, "")).await;
-    let envoy = Client::start(&program, &lab, at, ID).await;
-    let answers = [("h1", "HTTP/1.1"), ("h2", "HTTP/2.0"), ("tcp", "HTTP/1.1")];
-    for (way, version) in answers {
-        assert_eq!(envoy.get(way).await.as_deref(), Ok(version), "{way}: {:?}", inbound(&agent));
+    let (lab, other) = (lab().spawn().await.unwrap(), Lab::builder().spawn().await.unwrap());
+    let (_host, mut agent, at) = started(vm(&lab, application().await, ", allow: [{namespace: shop}]")).await;
+    let envoy = Client::start(&program, &Papers::new(&lab, WEB, &lab), at, ID).await;
+    for way in WAYS {
+        assert_eq!(envoy.get(way).await.as_deref(), Ok(answer(way)), "{way}: {:?}", inbound(&agent));
     }
-    // The certificate is renewed; connections that are open and those that are new go on.
-    let mut calls = 0;
-    for _ in 0..3 {
-        renewed(&mut agent, 1).await;
-        for (way, version) in answers.iter().cycle().take(30) {
-            assert_eq!(envoy.get(way).await.as_deref(), Ok(*version), "{way} after {calls} calls");
-            calls += 1;
-        }
+    assert!(inbound(&agent).refused.is_empty());
+    assert!(envoy.get(BARE).await.unwrap_err().contains("503"));
+    assert!(refused(&mut agent, "no_certificate").await.contains("shows no certificate"));
+    for (issuer, id, reason, said) in [
+        (&other, WEB, "untrusted", "leads to none of our roots"),
+        (&lab, "spiffe://elsewhere.local/ns/shop/sa/web", "trust_domain", "spiffe://elsewhere.local/ns/shop/sa/web"),
+        (&lab, "spiffe://cluster.local/ns/other/sa/web", "not_allowed", "ns/other/sa/web may not call"),
+    ] {
+        envoy.becomes(&Papers::new(issuer, id, &lab)).await;
+        let answer = envoy.get("h1").await.unwrap_err();
+        assert!(answer.contains("503"), "{reason}: {answer}");
+        let text = refused(&mut agent, reason).await;
+        assert!(text.contains(said), "{reason}: {text}");
     }
-    let seen = inbound(&agent);
-    assert!(seen.refused.is_empty() && seen.handshakes.count >= 30, "{seen:?}");
     agent.stop().await;
 }
 
@@ -175,7 +120,8 @@ async fn envoy_refuses_who_is_not_whom_it_expects() {
     let Some(program) = program() else { return };
     let lab = lab().spawn().await.unwrap();
     let (_host, mut agent, at) = started(vm(&lab, application().await, "")).await;
-    let envoy = Client::start(&program, &lab, at, "spiffe://cluster.local/ns/vms/sa/somebody-else").await;
+    let wrong = "spiffe://cluster.local/ns/vms/sa/somebody-else";
+    let envoy = Client::start(&program, &Papers::new(&lab, WEB, &lab), at, wrong).await;
     let refusal = envoy.get("h1").await.unwrap_err();
     assert!(refusal.contains("503"), "{refusal}");
     // TLS 1.3 with an alert, or it just leaves.
@@ -186,4 +132,135 @@ async fn envoy_refuses_who_is_not_whom_it_expects() {
     let pod = Pod::new(&lab, WEB);
     assert!(pod.echo(at, b"GET / HTTP/1.0\r\n\r\n").await.starts_with(b"HTTP/1.0 200"));
     agent.stop().await;
+}
+
+/// A listener whose identity is ours to change, without waiting for an authority.
+struct Ours {
+    identity: watch::Sender<Identity>,
+    counters: Arc<InboundCounters>,
+    at: SocketAddr,
+    stop: CancellationToken,
+}
+
+impl Ours {
+    async fn start(first: Arc<X509Context>, forward: SocketAddr) -> Self {
+        let hour = Duration::from_secs(3600);
+        let settings = Settings {
+            id: ID.parse().unwrap(),
+            forward: Local::Tcp(forward),
+            permissive: false,
+            allow: Vec::new(),
+            proxy_header: false,
+            max_age: None,
+            idle: hour,
+            handshake: SOON,
+            max_connections: 100,
+            max_handshakes: 100,
+            drain: Duration::from_secs(1),
+        };
+        let (fact, mut told) = watch::channel(InboundPlace::Absent);
+        let (identity, identities) = watch::channel(Identity { current: Some(first), ..Identity::default() });
+        let counters = Arc::new(InboundCounters::default());
+        let (place, threads) =
+            (Place::new("payments", Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), 0), Threads::start().unwrap());
+        let stop = CancellationToken::new();
+        let listener = Listener { place, settings, threads, fact, counters: counters.clone() };
+        tokio::spawn(listener.run(identities, Clock::Wall, stop.clone()));
+        let bound = told.wait_for(|place| matches!(place, InboundPlace::Bound(_))).await.unwrap().clone();
+        let InboundPlace::Bound(at) = bound else { unreachable!() };
+        Self { identity, counters, at, stop }
+    }
+
+    /// From now on it is `next`, and `caller` sees it.
+    async fn is(&self, next: Arc<X509Context>, caller: &X509Context) {
+        let serial = next.svid.serial().to_owned();
+        self.identity.send_modify(|identity| identity.previous = identity.current.replace(next));
+        let (pod, end) = (Pod::of(caller), Instant::now() + SOON);
+        let mut look = interval(Duration::from_millis(5));
+        while Pod::server_serial(&pod.connect(self.at).await.unwrap()) != serial {
+            assert!(Instant::now() < end, "{serial} is not shown");
+            look.tick().await;
+        }
+    }
+}
+
+/// Calls in all ways at once, again and again.
+struct Load {
+    tasks: JoinSet<Vec<String>>,
+    done: [watch::Receiver<usize>; WAYS.len()],
+    stop: CancellationToken,
+}
+
+impl Load {
+    fn start(envoy: &Arc<Client>) -> Self {
+        let (mut tasks, stop) = (JoinSet::new(), CancellationToken::new());
+        let done = WAYS.map(|way| {
+            let (good, done) = watch::channel(0);
+            let (envoy, stop) = (envoy.clone(), stop.clone());
+            tasks.spawn(async move {
+                let mut errors = Vec::new();
+                while !stop.is_cancelled() {
+                    match envoy.get(way).await {
+                        Ok(text) if text == answer(way) => good.send_modify(|good| *good += 1),
+                        other => errors.push(format!("{way}: {other:?}")),
+                    }
+                }
+                errors
+            });
+            done
+        });
+        Self { tasks, done, stop }
+    }
+
+    /// Waits for two more calls in each way: the second one was begun after this.
+    async fn goes_on(&mut self) {
+        for done in &mut self.done {
+            let goal = *done.borrow() + 2;
+            timeout(SOON, done.wait_for(|good| *good >= goal)).await.expect("calls do not go on").unwrap();
+        }
+    }
+
+    /// How many calls were answered; fails when one was not.
+    async fn stop(self) -> [usize; WAYS.len()] {
+        self.stop.cancel();
+        let errors = self.tasks.join_all().await.concat();
+        let good = self.done.map(|done| *done.borrow());
+        assert!(errors.is_empty(), "{} errors beside {good:?}: {errors:?}", errors.len());
+        good
+    }
+}
+
+#[tokio::test]
+async fn envoy_feels_neither_rotations_nor_a_change_of_roots() {
+    let Some(program) = program() else { return };
+    let [old, new] = ["old", "new"].map(|name| Authority::root(name).intermediate("istiod"));
+    let served = |issuer: &Authority, roots: &[&Authority]| issue(issuer, ID, roots);
+    let called = |issuer: &Authority, roots: &[&Authority]| issue(issuer, WEB, roots);
+    let ours = Ours::start(served(&old, &[&old]), application().await).await;
+    let caller = called(&old, &[&old]);
+    let envoy = Arc::new(Client::start(&program, &Papers::of(&caller), ours.at, ID).await);
+    let mut load = Load::start(&envoy);
+    load.goes_on().await;
+    for _ in 0..ROTATIONS {
+        ours.is(served(&old, &[&old]), &caller).await;
+        load.goes_on().await;
+    }
+    // The stages in which istiod changes its roots; the pods are not told at the same moment.
+    let both = [&old, &new];
+    for (certificate, caller) in [
+        (served(&old, &both), called(&old, &both)),
+        (served(&new, &both), called(&new, &both)),
+        (served(&new, &[&new]), called(&new, &[&new])),
+        (served(&new, &[&new]), called(&new, &[&new])),
+    ] {
+        ours.is(certificate, &caller).await;
+        load.goes_on().await;
+        envoy.becomes(&Papers::of(&caller)).await;
+        load.goes_on().await;
+    }
+    let good = load.stop().await;
+    println!("{ROTATIONS} rotations and a change of roots; {good:?} calls by {WAYS:?}, 0 errors");
+    let refused: Vec<_> = InboundRefusal::ALL.iter().filter(|kind| ours.counters.refusals(**kind) > 0).collect();
+    assert!(refused.is_empty(), "{refused:?}");
+    ours.stop.cancel();
 }
