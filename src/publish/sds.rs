@@ -64,6 +64,7 @@ impl Sds {
             subscription: Subscription::default(),
             seat: self.consumers.seat("sds"),
             clock: self.clock,
+            asked: false,
             over: false,
         }
     }
@@ -78,6 +79,8 @@ struct Session<R> {
     subscription: Subscription,
     seat: Seat,
     clock: Clock,
+    /// Whether the consumer has ended its side; it is sent what it still waits for.
+    asked: bool,
     over: bool,
 }
 
@@ -110,13 +113,15 @@ impl<R: wire::Request> Stream for Session<R> {
         if this.over {
             return Poll::Ready(None);
         }
-        while let Poll::Ready(request) = this.requests.poll_next(cx) {
+        while !this.asked
+            && let Poll::Ready(request) = this.requests.poll_next(cx)
+        {
             let heard = match request {
                 Some(Ok(request)) => this.hear(request),
                 Some(Err(status)) => Err(status),
                 None => {
-                    this.over = true;
-                    return Poll::Ready(None);
+                    this.asked = true;
+                    break;
                 }
             };
             if let Err(status) = heard {
@@ -129,6 +134,10 @@ impl<R: wire::Request> Stream for Session<R> {
             this.secrets = secrets;
         }
         match this.subscription.reply(&this.secrets, this.clock.now()) {
+            None if this.asked && this.subscription.has_all() => {
+                this.over = true;
+                Poll::Ready(None)
+            }
             None => Poll::Pending,
             Some(reply) => {
                 for secret in &reply.secrets {

@@ -35,7 +35,8 @@ impl<R: Message + Default> Requests<R> {
         Self { body, partial: Partial::default(), kind: PhantomData }
     }
 
-    /// The next request; none at the end, also when the consumer has gone. After an error there is nothing to read.
+    /// The next request; none when the consumer has ended its side, or has gone: then nobody asks for more answers. After
+    /// an error or the end there is nothing to read.
     pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, Status>>> {
         loop {
             if let Some(request) = self.partial.take().transpose() {
@@ -46,6 +47,12 @@ impl<R: Message + Default> Requests<R> {
                     if let Some(data) = frame.data_ref() {
                         self.partial.0.extend_from_slice(data);
                     }
+                }
+                None if !self.partial.0.is_empty() => {
+                    let left = self.partial.0.len();
+                    return Poll::Ready(Some(Err(Status::internal(format!(
+                        "the last message ends after {left} bytes"
+                    )))));
                 }
                 Some(Err(_)) | None => return Poll::Ready(None),
             }

@@ -1,5 +1,7 @@
 //! A client of both forms of secret discovery, on a real socket.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+mod ends;
+
 use super::*;
 use crate::{
     authority::{Authority, Leaf},
@@ -13,6 +15,8 @@ use crate::{
     spiffe::{KeyKind, PrivateKey, X509Context},
     system::{Root, Units},
 };
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
@@ -82,6 +86,10 @@ impl Host {
 
     /// A new connection; waits until the socket is there.
     async fn connect(&self) -> Grpc<Channel> {
+        Grpc::with_origin(self.channel().await, "http://localhost".parse().unwrap())
+    }
+
+    async fn channel(&self) -> Channel {
         let end = tokio::time::Instant::now() + SOON;
         let stream = loop {
             match UnixStream::connect(self.socket()).await {
@@ -95,7 +103,23 @@ impl Host {
         client.initial_stream_window_size(16 << 10);
         let (sender, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection);
-        Grpc::with_origin(Channel(sender), "http://localhost".parse().unwrap())
+        Channel(sender)
+    }
+
+    /// A call whose whole input is `bytes`: how many messages come, and how it ends.
+    async fn call(&self, channel: &mut Channel, bytes: Vec<u8>) -> (usize, Code) {
+        let request = http::Request::post(format!("http://localhost{SERVICE}/StreamSecrets"));
+        let body = tonic::body::Body::new(Full::new(Bytes::from(bytes)));
+        let answer = timeout(SOON, channel.0.send_request(request.body(body).unwrap())).await.unwrap().unwrap();
+        let answer = timeout(SOON, answer.into_body().collect()).await.expect("no end in time").unwrap();
+        let end = Status::from_header_map(answer.trailers().unwrap()).unwrap().code();
+        let bytes = answer.to_bytes();
+        let (mut bytes, mut messages) = (&bytes[..], 0);
+        while let [_, a, b, c, d, rest @ ..] = bytes {
+            bytes = &rest[u32::from_be_bytes([*a, *b, *c, *d]) as usize..];
+            messages += 1;
+        }
+        (messages, end)
     }
 
     async fn until(&mut self, wanted: impl Fn(&status::Consumers) -> bool) {
@@ -159,6 +183,11 @@ fn ack(name: &str, nonce: &str, error_detail: Option<rpc::Status>) -> SecretRequ
         error_detail,
         ..SecretRequest::default()
     }
+}
+
+/// A message as it is sent.
+fn framed(message: &impl Message) -> Vec<u8> {
+    [&[0], &u32::try_from(message.encoded_len()).unwrap().to_be_bytes()[..], &message.encode_to_vec()].concat()
 }
 
 /// Name, and what is in it.
