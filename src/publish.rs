@@ -5,6 +5,7 @@ mod consumers;
 mod files;
 mod hook;
 mod policy;
+mod refusals;
 mod sds;
 mod socket;
 mod workload_api;

@@ -111,7 +111,7 @@ impl Crowd {
         let uid = peer.uid;
         let count = self.of_user.entry(uid).or_default();
         if *count >= self.of_each {
-            return warn!(%peer, "turned away: this user has {} connections already; end some of them", self.of_each);
+            return services.policy.crowded(&peer, self.of_each);
         }
         *count += 1;
         let task = self.connections.spawn(Connection::new(stream, peer, services).run().in_current_span());

@@ -1,5 +1,6 @@
 //! A client of both forms of secret discovery, on a real socket.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+mod bounds;
 mod ends;
 
 use super::*;
@@ -364,32 +365,4 @@ async fn a_path_that_another_serves_or_could_redirect_is_not_taken() {
     timeout(SOON, host.fact.wait_for(|fact| told(fact, "unsafe_path"))).await.unwrap().unwrap();
     fs::set_permissions(&secrets, Permissions::from_mode(0o755)).unwrap();
     timeout(SOON, host.fact.wait_for(|fact| fact.trouble.is_none())).await.unwrap().unwrap();
-}
-
-#[tokio::test]
-async fn a_user_has_so_many_connections_and_no_more_until_one_has_ended() {
-    let root = Root::new("/nowhere");
-    let (identities, secrets) = (watch::channel(Identity::default()).1, watch::channel(Secrets::default()).1);
-    let services = Services {
-        policy: Arc::new(Policy::new("payments", Vec::new(), Units::new(&root))),
-        secrets,
-        identity: identities,
-        consumers: Consumers::new(watch::channel(status::Consumers::default()).0),
-        clock: Clock::Wall,
-    };
-    let mut crowd = Crowd::new(2);
-    let mut come = || {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        crowd.admit(ours, &services);
-        (theirs, crowd.connections.len())
-    };
-    let ((first, one), (_second, two), (mut third, still)) = (come(), come(), come());
-    assert_eq!((one, two, still), (1, 2, 2));
-    let end = timeout(SOON, third.read_u8()).await.unwrap();
-    assert!(end.is_err(), "it is closed");
-    drop(first);
-    timeout(SOON, crowd.left()).await.unwrap();
-    let (ours, _theirs) = UnixStream::pair().unwrap();
-    crowd.admit(ours, &services);
-    assert_eq!(crowd.connections.len(), 2);
 }
