@@ -1,6 +1,7 @@
 //! How an SVID leaves the daemon, and how programs learn of it.
 
 mod authority;
+mod budget;
 mod consumers;
 mod files;
 mod hook;

@@ -9,7 +9,12 @@ mod places;
 
 pub use places::Place;
 
-use super::{consumers::Consumers, policy::Policy, sds::Secrets};
+use super::{
+    budget::{self, Budget},
+    consumers::Consumers,
+    policy::Policy,
+    sds::Secrets,
+};
 use crate::{
     status::{self, Identity, Publication},
     time::Clock,
@@ -52,7 +57,7 @@ pub async fn serve(
         clock,
     };
     let mut places = Places::new(place);
-    let mut crowd = Crowd::new(MAX_OF_USER);
+    let mut crowd = Crowd::new(MAX_OF_USER, budget::OF_USER);
     identity.mark_changed();
     loop {
         tokio::select! {
@@ -93,14 +98,22 @@ fn offer(identity: &Identity, secrets: &watch::Sender<Secrets>, fact: &watch::Se
 struct Crowd {
     /// Connections at a time of one user.
     of_each: usize,
+    /// What all calls of one user may take, in bytes.
+    budget: usize,
     connections: JoinSet<()>,
     users: HashMap<Id, u32>,
-    of_user: HashMap<u32, usize>,
+    of_user: HashMap<u32, User>,
+}
+
+/// What one user has.
+struct User {
+    connections: usize,
+    budget: Budget,
 }
 
 impl Crowd {
-    fn new(of_each: usize) -> Self {
-        Self { of_each, connections: JoinSet::new(), users: HashMap::new(), of_user: HashMap::new() }
+    fn new(of_each: usize, budget: usize) -> Self {
+        Self { of_each, budget, connections: JoinSet::new(), users: HashMap::new(), of_user: HashMap::new() }
     }
 
     fn admit(&mut self, stream: UnixStream, services: &Services) {
@@ -109,12 +122,13 @@ impl Crowd {
             Err(error) => return warn!(cause = %error, "who connects cannot be told, so nobody is let in"),
         };
         let uid = peer.uid;
-        let count = self.of_user.entry(uid).or_default();
-        if *count >= self.of_each {
+        let user = self.of_user.entry(uid).or_insert_with(|| User { connections: 0, budget: Budget::new(self.budget) });
+        if user.connections >= self.of_each {
             return services.policy.crowded(&peer, self.of_each);
         }
-        *count += 1;
-        let task = self.connections.spawn(Connection::new(stream, peer, services).run().in_current_span());
+        user.connections += 1;
+        let connection = Connection::new(stream, peer, user.budget.clone(), services);
+        let task = self.connections.spawn(connection.run().in_current_span());
         self.users.insert(task.id(), uid);
     }
 
@@ -129,10 +143,10 @@ impl Crowd {
             }
         };
         if let Some(uid) = self.users.remove(&id)
-            && let Some(count) = self.of_user.get_mut(&uid)
+            && let Some(user) = self.of_user.get_mut(&uid)
         {
-            *count -= 1;
-            if *count == 0 {
+            user.connections -= 1;
+            if user.connections == 0 {
                 self.of_user.remove(&uid);
             }
         }

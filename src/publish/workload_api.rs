@@ -42,7 +42,7 @@ use tonic::{Request, Response, Status};
 
 /// The metadata that every request must have, so that somebody who can make a program on this host send a request of his
 /// choice to a URL of his choice still gets nothing (SPIFFE Workload Endpoint, section 3).
-const SECURITY_HEADER: &str = "workload.spiffe.io";
+pub(super) const SECURITY_HEADER: &str = "workload.spiffe.io";
 
 /// Answers the calls of one workload's consumers. Who may connect was decided before.
 #[derive(Debug, Clone)]

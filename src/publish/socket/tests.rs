@@ -40,6 +40,8 @@ const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
 const SOON: Duration = Duration::from_secs(20);
 const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService";
 
+const STREAM_SECRETS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
+
 /// A served socket.
 struct Host {
     socket: PathBuf,
@@ -91,36 +93,19 @@ impl Host {
     }
 
     async fn channel(&self) -> Channel {
+        // A stream that nobody reads is full after some certificates.
+        speak(self.stream().await, 16 << 10).await
+    }
+
+    async fn stream(&self) -> UnixStream {
         let end = tokio::time::Instant::now() + SOON;
-        let stream = loop {
+        loop {
             match UnixStream::connect(self.socket()).await {
-                Ok(stream) => break stream,
+                Ok(stream) => return stream,
                 Err(error) => assert!(tokio::time::Instant::now() < end, "no socket: {error}"),
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
-        };
-        let mut client = http2::Builder::new(TokioExecutor::new());
-        // A stream that nobody reads is full after some certificates.
-        client.initial_stream_window_size(16 << 10);
-        let (sender, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        Channel(sender)
-    }
-
-    /// A call whose whole input is `bytes`: how many messages come, and how it ends.
-    async fn call(&self, channel: &mut Channel, bytes: Vec<u8>) -> (usize, Code) {
-        let request = http::Request::post(format!("http://localhost{SERVICE}/StreamSecrets"));
-        let body = tonic::body::Body::new(Full::new(Bytes::from(bytes)));
-        let answer = timeout(SOON, channel.0.send_request(request.body(body).unwrap())).await.unwrap().unwrap();
-        let answer = timeout(SOON, answer.into_body().collect()).await.expect("no end in time").unwrap();
-        let end = Status::from_header_map(answer.trailers().unwrap()).unwrap().code();
-        let bytes = answer.to_bytes();
-        let (mut bytes, mut messages) = (&bytes[..], 0);
-        while let [_, a, b, c, d, rest @ ..] = bytes {
-            bytes = &rest[u32::from_be_bytes([*a, *b, *c, *d]) as usize..];
-            messages += 1;
         }
-        (messages, end)
     }
 
     async fn until(&mut self, wanted: impl Fn(&status::Consumers) -> bool) {
@@ -129,8 +114,50 @@ impl Host {
     }
 }
 
+/// Speaks HTTP/2; a stream that is not read takes `window` bytes.
+async fn speak(stream: UnixStream, window: u32) -> Channel {
+    let mut client = http2::Builder::new(TokioExecutor::new());
+    client.initial_stream_window_size(window);
+    let (sender, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    Channel(sender)
+}
+
 #[derive(Clone)]
 struct Channel(http2::SendRequest<tonic::body::Body>);
+
+impl Channel {
+    /// A call whose whole input is `bytes`: how many messages come, and how it ends.
+    async fn call(&mut self, path: &str, bytes: Vec<u8>) -> (usize, Code) {
+        ended(self.open(path, Full::new(Bytes::from(bytes))).await).await
+    }
+
+    /// The beginning of the answer to a call.
+    async fn open<B>(&mut self, path: &str, input: B) -> http::Response<hyper::body::Incoming>
+    where
+        B: hyper::body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
+    {
+        let request = http::Request::post(format!("http://localhost{path}")).header("workload.spiffe.io", "true");
+        let request = request.body(tonic::body::Body::new(input)).unwrap();
+        timeout(SOON, self.0.send_request(request)).await.unwrap().unwrap()
+    }
+}
+
+/// The rest of an answer: how many messages come, and how it ends.
+async fn ended(answer: http::Response<hyper::body::Incoming>) -> (usize, Code) {
+    if let Some(status) = Status::from_header_map(answer.headers()) {
+        return (0, status.code());
+    }
+    let answer = timeout(SOON, answer.into_body().collect()).await.expect("no end in time").unwrap();
+    let end = Status::from_header_map(answer.trailers().unwrap()).unwrap().code();
+    let bytes = answer.to_bytes();
+    let (mut bytes, mut messages) = (&bytes[..], 0);
+    while let [_, a, b, c, d, rest @ ..] = bytes {
+        bytes = &rest[u32::from_be_bytes([*a, *b, *c, *d]) as usize..];
+        messages += 1;
+    }
+    (messages, end)
+}
 
 impl tower::Service<http::Request<tonic::body::Body>> for Channel {
     type Response = http::Response<hyper::body::Incoming>;

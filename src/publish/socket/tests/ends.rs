@@ -28,14 +28,14 @@ async fn who_ends_its_side_is_sent_what_it_waits_for_and_then_the_end() {
 
     let mut channel = host.channel().await;
     // All of it in one frame, as a client may do that knows it will not ask again.
-    let (messages, end) = host.call(&mut channel, framed(&first("default"))).await;
+    let (messages, end) = channel.call(STREAM_SECRETS, framed(&first("default"))).await;
     assert_eq!((messages, end), (1, Code::Ok));
-    let (messages, end) = host.call(&mut channel, Vec::new()).await;
+    let (messages, end) = channel.call(STREAM_SECRETS, Vec::new()).await;
     assert_eq!((messages, end), (0, Code::Ok), "nothing was asked");
     let cut = framed(&first("default"));
     for length in [1, 5, cut.len() - 1] {
         assert_eq!(
-            host.call(&mut channel, cut[..length].to_vec()).await,
+            channel.call(STREAM_SECRETS, cut[..length].to_vec()).await,
             (0, Code::Internal),
             "cut off after {length}"
         );
