@@ -26,6 +26,7 @@ use tokio::{
     net::UnixStream,
     sync::watch,
     task::{Id, JoinSet},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, warn};
@@ -36,8 +37,11 @@ const MAX_OF_USER: usize = 1024;
 const MAX: usize = 4096;
 /// How long accepting rests when descriptors have run out: they come back when others close theirs.
 const REST: Duration = Duration::from_millis(100);
+/// How long the end of their streams may take to reach all consumers when the agent stops. It takes milliseconds, unless
+/// one does not read.
+const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Serves the newest identity on `place` until `shutdown`. A socket that cannot be had is tried again and told in
+/// Serves the newest identity on `place` until `shutdown`; then streams end with `UNAVAILABLE`. A socket that cannot be had is tried again and told in
 /// `fact`. `consumers` says who takes what.
 pub async fn serve(
     place: Place,
@@ -48,13 +52,15 @@ pub async fn serve(
     clock: Clock,
     shutdown: CancellationToken,
 ) {
-    let secrets = watch::Sender::new(Secrets::default());
+    // Streams end when these do.
+    let (secrets, newest) = (watch::Sender::new(Secrets::default()), watch::Sender::new(Identity::default()));
     let services = Services {
         policy: Arc::new(policy),
         secrets: secrets.subscribe(),
-        identity: identity.clone(),
+        identity: newest.subscribe(),
         consumers: Consumers::new(consumers),
         clock,
+        shutdown: shutdown.clone(),
     };
     let mut places = Places::new(place);
     let mut crowd = Crowd::new(MAX_OF_USER, budget::OF_USER);
@@ -63,12 +69,14 @@ pub async fn serve(
         tokio::select! {
             // News first: whoever comes now gets the newest.
             biased;
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => break,
             changed = identity.changed() => {
                 if changed.is_err() {
-                    return;
+                    break;
                 }
-                offer(&identity.borrow_and_update(), &secrets, &fact, clock);
+                let identity = identity.borrow_and_update().clone();
+                offer(&identity, &secrets, &fact, clock);
+                newest.send_replace(identity);
             }
             () = crowd.left() => {}
             came = places.accept(&fact, clock), if crowd.connections.len() < MAX => match came {
@@ -80,6 +88,8 @@ pub async fn serve(
             },
         }
     }
+    drop((secrets, newest));
+    let _ = timeout(FAREWELL, crowd.gone()).await;
 }
 
 /// Encodes the newest SVID, if it is another one and valid. An invalid one changes nothing: those who have something
@@ -130,6 +140,13 @@ impl Crowd {
         let connection = Connection::new(stream, peer, user.budget.clone(), services);
         let task = self.connections.spawn(connection.run().in_current_span());
         self.users.insert(task.id(), uid);
+    }
+
+    /// Waits until all have left.
+    async fn gone(&mut self) {
+        while !self.connections.is_empty() {
+            self.left().await;
+        }
     }
 
     /// Waits until somebody has left.

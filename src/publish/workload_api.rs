@@ -12,7 +12,8 @@
 //!
 //! So it is kept for the one case in which it is the truth: neither certificate nor token is accepted any more, and no
 //! valid certificate is left. An open stream is never ended for that, nor when the last certificate expires: a client
-//! sees the end of validity itself. When the agent stops, streams end with `UNAVAILABLE`.
+//! sees the end of validity itself. When the agent stops, streams end with `UNAVAILABLE`, for which it waits a second at
+//! most; when it is killed, they end with their connection.
 //!
 //! # Not offered
 //!

@@ -28,6 +28,7 @@ use std::{
     time::Duration,
 };
 use tokio::{net::UnixStream, sync::watch, time::timeout};
+use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, codegen::Service as _};
 use tracing::debug;
 
@@ -57,6 +58,8 @@ pub(super) struct Services {
     pub(super) identity: watch::Receiver<Identity>,
     pub(super) consumers: Consumers,
     pub(super) clock: Clock,
+    /// Cancelled when the agent stops.
+    pub(super) shutdown: CancellationToken,
 }
 
 /// A connection that was accepted.
@@ -65,6 +68,7 @@ pub(super) struct Connection {
     peer: Peer,
     policy: Arc<Policy>,
     offered: Offered,
+    shutdown: CancellationToken,
 }
 
 /// What a peer that is let in may ask.
@@ -81,31 +85,31 @@ enum Answer {
 
 impl Connection {
     pub(super) fn new(stream: UnixStream, peer: Peer, budget: Budget, services: &Services) -> Self {
-        let Services { policy, secrets, identity, consumers, clock } = services.clone();
+        let Services { policy, secrets, identity, consumers, clock, shutdown } = services.clone();
         let consumers = consumers.of(peer.uid, peer.pid);
         let offered = Offered {
             workload_api: SpiffeWorkloadApiServer::new(WorkloadApi::new(identity, consumers.clone(), clock))
                 .max_decoding_message_size(MAX_WORKLOAD_REQUEST),
             sds: Sds { secrets, consumers, budget, clock },
         };
-        Self { stream, peer, policy, offered }
+        Self { stream, peer, policy, offered, shutdown }
     }
 
     /// Serves it to its end. The policy has told the journal of a refusal; the peer is told, too, by the status that
     /// the Workload API has for it.
     pub(super) async fn run(self) {
-        let Self { stream, peer, policy, offered } = self;
+        let Self { stream, peer, policy, offered, shutdown } = self;
         match policy.admit(&peer).await {
-            Ok(()) => answer(stream, Answer::Offered(offered)).await,
+            Ok(()) => answer(stream, Answer::Offered(offered), &shutdown).await,
             Err(denied) => {
                 let refused = Answer::Refused(Status::permission_denied(denied.to_string()));
-                let _ = timeout(REFUSAL, answer(stream, refused)).await;
+                let _ = timeout(REFUSAL, answer(stream, refused, &shutdown)).await;
             }
         }
     }
 }
 
-async fn answer(stream: UnixStream, answer: Answer) {
+async fn answer(stream: UnixStream, answer: Answer, shutdown: &CancellationToken) {
     let asked = AtomicBool::new(false);
     let service = service_fn(|request: Request<Incoming>| {
         asked.store(true, Ordering::Relaxed);
@@ -119,7 +123,14 @@ async fn answer(stream: UnixStream, answer: Answer) {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_send_buf_size(MAX_UNREAD);
-    let mut served = pin!(server.serve_connection(TokioIo::new(Adapter::new(stream)), service));
+    let mut connection = pin!(server.serve_connection(TokioIo::new(Adapter::new(stream)), service));
+    let mut served = pin!(async {
+        tokio::select! {
+            ended = &mut connection => return ended,
+            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    });
     let ended = match timeout(FIRST_REQUEST, &mut served).await {
         Err(_) if !asked.load(Ordering::Relaxed) => return debug!("a connection without a request is closed"),
         Err(_) => served.await,

@@ -28,6 +28,7 @@ fn services(identity: &watch::Sender<Identity>, secrets: &watch::Sender<Secrets>
         identity: identity.subscribe(),
         consumers: Consumers::new(watch::channel(status::Consumers::default()).0),
         clock: Clock::Wall,
+        shutdown: CancellationToken::new(),
     }
 }
 
