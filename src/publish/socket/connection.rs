@@ -127,7 +127,13 @@ async fn answer(stream: UnixStream, answer: Answer, shutdown: &CancellationToken
     let mut served = pin!(async {
         tokio::select! {
             ended = &mut connection => return ended,
-            () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+            () = shutdown.cancelled() => {
+                // Who has asked nothing has nothing to be told.
+                if !asked.load(Ordering::Relaxed) {
+                    return Ok(());
+                }
+                connection.as_mut().graceful_shutdown();
+            }
         }
         connection.await
     });

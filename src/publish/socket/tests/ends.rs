@@ -64,6 +64,7 @@ async fn who_listens_is_told_that_the_agent_stops() {
     host.issue();
     open.answer().await.unwrap();
     held.answer().await.unwrap();
+    let _silent = host.stream().await;
     assert!(stopped(host).await < FAREWELL, "nobody was waited for");
     assert_eq!(ended(svid).await, (1, Code::Unavailable));
     assert_eq!(held.answer().await.err().unwrap().code(), Code::Unavailable);
