@@ -1,10 +1,12 @@
 //! How an SVID leaves the daemon, and how programs learn of it.
 
 mod authority;
+mod budget;
 mod consumers;
 mod files;
 mod hook;
 mod policy;
+mod refusals;
 mod sds;
 mod socket;
 mod workload_api;

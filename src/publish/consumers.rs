@@ -1,5 +1,6 @@
 //! Who takes the identity from the socket, and which version of it: the fact, and the one way to write it.
 
+use super::refusals::Refusals;
 use crate::{
     spiffe::{X509Bundle, X509Svid},
     status,
@@ -33,6 +34,7 @@ pub(super) fn version_of_roots(bundle: &X509Bundle) -> Arc<str> {
 #[derive(Debug, Clone)]
 pub(super) struct Consumers {
     fact: watch::Sender<status::Consumers>,
+    refusals: Arc<Refusals>,
     uid: u32,
     pid: Option<i32>,
 }
@@ -40,12 +42,21 @@ pub(super) struct Consumers {
 impl Consumers {
     /// Nobody yet; written to `fact`.
     pub(super) fn new(fact: watch::Sender<status::Consumers>) -> Self {
-        Self { fact, uid: u32::MAX, pid: None }
+        Self { fact, refusals: Arc::default(), uid: u32::MAX, pid: None }
     }
 
     /// Those of one peer.
     pub(super) fn of(&self, uid: u32, pid: Option<i32>) -> Self {
         Self { uid, pid, ..self.clone() }
+    }
+
+    /// Tells that one of them asks for what it cannot have; once a minute for each user.
+    pub(super) fn turned_away(&self, protocol: &'static str, node: &str, why: &tonic::Status) {
+        let (Self { uid, pid, .. }, cause) = (self, why.message());
+        match self.refusals.due(*uid) {
+            Some(before) => warn!(protocol, node, uid, pid, cause, before, "a consumer is turned away"),
+            None => debug!(protocol, node, uid, pid, cause, "a consumer is turned away"),
+        }
     }
 
     /// A place for one stream of `protocol`; given up when dropped.
@@ -135,8 +146,7 @@ impl Seat {
 
     /// It asks for what is not served.
     pub(super) fn turned_away(&self, why: &tonic::Status) {
-        let Consumers { uid, pid, .. } = self.consumers;
-        warn!(protocol = self.protocol, node = self.node, uid, pid, cause = why.message(), "a consumer is turned away");
+        self.consumers.turned_away(self.protocol, &self.node, why);
     }
 
     fn modify(&self, name: &'static str, change: impl FnOnce(&mut status::Consumer)) {

@@ -1,18 +1,9 @@
 //! Who may have a workload's key: whoever the host's own configuration names, and nobody else.
 
+use super::refusals::Refusals;
 use crate::system::{Allow, Peer, UnitError, Units, user_name};
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
-use tokio::{task::spawn_blocking, time::Instant};
-
-/// One line in the journal for each refused user and this time.
-const SAY_EVERY: Duration = Duration::from_secs(60);
-/// Users whose refusals are counted one by one; those beyond share a line.
-const MAX_COUNTED: usize = 64;
+use std::{fmt, sync::Arc};
+use tokio::task::spawn_blocking;
 
 /// Decides who may connect to the socket of one workload. Root and the agent's own user always may: they could read the
 /// key anyway. For everybody else it takes an entry of `socket.allow`.
@@ -22,7 +13,7 @@ pub struct Policy {
     allow: Arc<[Allow]>,
     own: u32,
     units: Units,
-    refusals: Mutex<Refusals>,
+    refusals: Refusals,
 }
 
 /// Why a peer was refused.
@@ -43,6 +34,8 @@ struct Who {
 
 #[derive(Debug)]
 enum Why {
+    /// Its user has as many connections as it may have.
+    Crowded(usize),
     /// No entry names it.
     Stranger,
     /// Its process ended before it could be looked at.
@@ -59,7 +52,7 @@ impl Policy {
             allow: allow.into(),
             own: nix::unistd::geteuid().as_raw(),
             units,
-            refusals: Mutex::default(),
+            refusals: Refusals::default(),
         }
     }
 
@@ -77,14 +70,23 @@ impl Policy {
         let uid = peer.uid;
         // A thread of its own: a user directory may be slow.
         let user = spawn_blocking(move || user_name(uid)).await.ok().flatten();
+        Err(self.deny(peer, user, unit, why))
+    }
+
+    /// Tells that `peer` is not even judged, for its user has `most` connections already.
+    pub(super) fn crowded(&self, peer: &Peer, most: usize) {
+        self.deny(peer, None, None, Why::Crowded(most));
+    }
+
+    /// A refusal, told.
+    fn deny(&self, peer: &Peer, user: Option<String>, unit: Option<String>, why: Why) -> Denied {
         let denied = Denied { workload: self.workload.clone(), who: Who { peer: peer.to_string(), user, unit }, why };
-        let due = self.refusals.lock().unwrap_or_else(PoisonError::into_inner).count(uid, Instant::now());
-        match due {
+        match self.refusals.due(peer.uid) {
             Some(0) => tracing::warn!("{denied}"),
             Some(before) => tracing::warn!(before, "{denied}; {before} times more in the minute before"),
             None => tracing::debug!("{denied}"),
         }
-        Err(denied)
+        denied
     }
 
     async fn judge(&self, peer: &Peer) -> Verdict {
@@ -125,6 +127,9 @@ impl fmt::Display for Denied {
         let Self { workload, who, why } = self;
         write!(f, "refused {who}: ")?;
         match why {
+            Why::Crowded(most) => {
+                return write!(f, "this user has {most} connections already, which is the most; end some of them");
+            }
             Why::Gone => return write!(f, "its process has ended, and who has its connection now is not known"),
             Why::Unknown(error) => write!(f, "its unit cannot be told ({error}), and nothing else lets it in")?,
             Why::Stranger => write!(f, "no entry of socket.allow lets it in")?,
@@ -148,30 +153,6 @@ impl fmt::Display for Who {
             write!(f, ", user {user}")?;
         }
         self.unit.as_ref().map_or(Ok(()), |unit| write!(f, ", unit {unit}"))
-    }
-}
-
-/// What keeps a peer that tries again and again from filling the journal.
-#[derive(Debug, Default)]
-struct Refusals(BTreeMap<Option<u32>, (Instant, u64)>);
-
-impl Refusals {
-    /// Counts one; how many went unsaid before it, when it is to be said.
-    fn count(&mut self, uid: u32, now: Instant) -> Option<u64> {
-        let full = self.0.len() >= MAX_COUNTED && !self.0.contains_key(&Some(uid));
-        let who = if full { None } else { Some(uid) };
-        match self.0.get_mut(&who) {
-            Some((said, unsaid)) if now.duration_since(*said) < SAY_EVERY => {
-                *unsaid += 1;
-                None
-            }
-            entry => {
-                let unsaid = entry.map_or(0, |(_, unsaid)| *unsaid);
-                self.0.retain(|_, (said, _)| now.duration_since(*said) < SAY_EVERY);
-                self.0.insert(who, (now, 0));
-                Some(unsaid)
-            }
-        }
     }
 }
 

@@ -8,11 +8,15 @@
 mod grpc;
 mod secrets;
 mod subscription;
+mod talk;
 mod wire;
 
 pub(in crate::publish) use secrets::Secrets;
 
-use super::consumers::{Consumers, Seat};
+use super::{
+    budget::{Budget, Share},
+    consumers::Consumers,
+};
 use crate::{
     proto::envoy::service::secret::v3::{DeltaSecretRequest, SecretRequest},
     time::Clock,
@@ -21,13 +25,17 @@ use grpc::Requests;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use std::{
+    marker::PhantomData,
     pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
 };
-use subscription::{Subscription, Verdict};
+use talk::Talk;
 use tokio::sync::watch;
-use tokio_stream::{Stream, wrappers::WatchStream};
+use tokio_stream::Stream;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, body::Body};
+use tracing::Instrument as _;
 
 /// The name of the service.
 pub(super) const SERVICE: &str = "envoy.service.secret.v3.SecretDiscoveryService";
@@ -38,16 +46,18 @@ pub(super) struct Sds {
     pub(super) secrets: watch::Receiver<Secrets>,
     /// Where consumers are kept.
     pub(super) consumers: Consumers,
+    /// What the user has room for.
+    pub(super) budget: Budget,
     /// When it is.
     pub(super) clock: Clock,
 }
 
 impl Sds {
-    /// The response to a call of this service.
-    pub(super) fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+    /// The response to a call of this service, for which there is room.
+    pub(super) fn answer(&self, request: Request<Incoming>, room: Share) -> Response<Body> {
         match request.uri().path().rsplit('/').next() {
-            Some("StreamSecrets") => grpc::response(self.session::<SecretRequest>(request.into_body())),
-            Some("DeltaSecrets") => grpc::response(self.session::<DeltaSecretRequest>(request.into_body())),
+            Some("StreamSecrets") => self.begin::<SecretRequest>(request.into_body(), room),
+            Some("DeltaSecrets") => self.begin::<DeltaSecretRequest>(request.into_body(), room),
             other => Status::unimplemented(format!(
                 "{:.64}: here are StreamSecrets and DeltaSecrets",
                 other.unwrap_or_default()
@@ -56,86 +66,57 @@ impl Sds {
         }
     }
 
-    fn session<R: wire::Request>(&self, requests: Incoming) -> Session<R> {
-        Session {
-            requests: Requests::new(requests),
-            news: WatchStream::new(self.secrets.clone()),
-            secrets: Secrets::default(),
-            subscription: Subscription::default(),
-            seat: self.consumers.seat("sds"),
+    fn begin<R: wire::Request>(&self, requests: Incoming, room: Share) -> Response<Body> {
+        let talk = Arc::new(Mutex::new(Talk::new(self.consumers.seat("sds"))));
+        let listening = listen(Requests::<R>::new(requests, self.budget.clone()), self.secrets.clone(), talk.clone());
+        grpc::response(Answers::<R> {
+            talk,
+            secrets: self.secrets.clone(),
             clock: self.clock,
-            over: false,
+            _listening: AbortOnDropHandle::new(tokio::spawn(listening.in_current_span())),
+            _room: room,
+            kind: PhantomData,
+        })
+    }
+}
+
+/// Hears a consumer, whether or not it reads its answers: nothing that it sends waits here.
+#[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice, and consumers are many")]
+fn listen<R: wire::Request>(
+    mut requests: Requests<R>,
+    mut secrets: watch::Receiver<Secrets>,
+    talk: Arc<Mutex<Talk>>,
+) -> impl Future<Output = ()> + Send {
+    async move {
+        while !lock(&talk).has_failed() {
+            let asks = lock(&talk).is_open();
+            tokio::select! {
+                request = requests.next(), if asks => lock(&talk).heard(request),
+                changed = secrets.changed() => lock(&talk).news(changed.is_ok()),
+            }
         }
     }
 }
 
-/// One stream: its responses, made when the consumer has room for them. A consumer that does not read is sent nothing,
+fn lock(talk: &Mutex<Talk>) -> MutexGuard<'_, Talk> {
+    talk.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The responses of one stream, made when the consumer has room for them. A consumer that does not read is sent nothing,
 /// and later only the newest; nobody waits for it.
-struct Session<R> {
-    requests: Requests<R>,
-    news: WatchStream<Secrets>,
-    secrets: Secrets,
-    subscription: Subscription,
-    seat: Seat,
+struct Answers<R> {
+    talk: Arc<Mutex<Talk>>,
+    secrets: watch::Receiver<Secrets>,
     clock: Clock,
-    over: bool,
+    _listening: AbortOnDropHandle<()>,
+    _room: Share,
+    kind: PhantomData<fn() -> R>,
 }
 
-impl<R: wire::Request> Session<R> {
-    fn hear(&mut self, request: R) -> Result<(), Status> {
-        let ask = request.read()?;
-        if let Some(node) = &ask.node {
-            self.seat.named(node);
-        }
-        match self.subscription.hear(&ask) {
-            None => {}
-            Some(Verdict::Accepted(versions)) => {
-                versions.into_iter().for_each(|(name, version)| self.seat.accepted(name.as_str(), version));
-            }
-            Some(Verdict::Refused(versions, why)) => {
-                versions.into_iter().for_each(|(name, version)| self.seat.refused(name.as_str(), &version, &why));
-            }
-        }
-        let names: Vec<_> = self.subscription.names().map(secrets::Name::as_str).collect();
-        self.seat.wants(&names);
-        Ok(())
-    }
-}
-
-impl<R: wire::Request> Stream for Session<R> {
+impl<R: wire::Request> Stream for Answers<R> {
     type Item = Result<R::Response, Status>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = self.get_mut();
-        if this.over {
-            return Poll::Ready(None);
-        }
-        while let Poll::Ready(request) = this.requests.poll_next(cx) {
-            let heard = match request {
-                Some(Ok(request)) => this.hear(request),
-                Some(Err(status)) => Err(status),
-                None => {
-                    this.over = true;
-                    return Poll::Ready(None);
-                }
-            };
-            if let Err(status) = heard {
-                this.over = true;
-                this.seat.turned_away(&status);
-                return Poll::Ready(Some(Err(status)));
-            }
-        }
-        while let Poll::Ready(Some(secrets)) = Pin::new(&mut this.news).poll_next(cx) {
-            this.secrets = secrets;
-        }
-        match this.subscription.reply(&this.secrets, this.clock.now()) {
-            None => Poll::Pending,
-            Some(reply) => {
-                for secret in &reply.secrets {
-                    this.seat.sent(secret.name.as_str(), secret.version.clone());
-                }
-                Poll::Ready(Some(Ok(R::write(&reply))))
-            }
-        }
+        lock(&self.talk).poll_answer::<R>(&self.secrets.borrow(), self.clock.now(), cx)
     }
 }

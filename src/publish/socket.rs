@@ -9,7 +9,12 @@ mod places;
 
 pub use places::Place;
 
-use super::{consumers::Consumers, policy::Policy, sds::Secrets};
+use super::{
+    budget::{self, Budget},
+    consumers::Consumers,
+    policy::Policy,
+    sds::Secrets,
+};
 use crate::{
     status::{self, Identity, Publication},
     time::Clock,
@@ -21,6 +26,7 @@ use tokio::{
     net::UnixStream,
     sync::watch,
     task::{Id, JoinSet},
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument as _, warn};
@@ -31,8 +37,11 @@ const MAX_OF_USER: usize = 1024;
 const MAX: usize = 4096;
 /// How long accepting rests when descriptors have run out: they come back when others close theirs.
 const REST: Duration = Duration::from_millis(100);
+/// How long the end of their streams may take to reach all consumers when the agent stops. It takes milliseconds, unless
+/// one does not read.
+const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Serves the newest identity on `place` until `shutdown`. A socket that cannot be had is tried again and told in
+/// Serves the newest identity on `place` until `shutdown`; then streams end with `UNAVAILABLE`. A socket that cannot be had is tried again and told in
 /// `fact`. `consumers` says who takes what.
 pub async fn serve(
     place: Place,
@@ -43,27 +52,31 @@ pub async fn serve(
     clock: Clock,
     shutdown: CancellationToken,
 ) {
-    let secrets = watch::Sender::new(Secrets::default());
+    // Streams end when these do.
+    let (secrets, newest) = (watch::Sender::new(Secrets::default()), watch::Sender::new(Identity::default()));
     let services = Services {
         policy: Arc::new(policy),
         secrets: secrets.subscribe(),
-        identity: identity.clone(),
+        identity: newest.subscribe(),
         consumers: Consumers::new(consumers),
         clock,
+        shutdown: shutdown.clone(),
     };
     let mut places = Places::new(place);
-    let mut crowd = Crowd::new(MAX_OF_USER);
+    let mut crowd = Crowd::new(MAX_OF_USER, budget::OF_USER);
     identity.mark_changed();
     loop {
         tokio::select! {
             // News first: whoever comes now gets the newest.
             biased;
-            () = shutdown.cancelled() => return,
+            () = shutdown.cancelled() => break,
             changed = identity.changed() => {
                 if changed.is_err() {
-                    return;
+                    break;
                 }
-                offer(&identity.borrow_and_update(), &secrets, &fact, clock);
+                let identity = identity.borrow_and_update().clone();
+                offer(&identity, &secrets, &fact, clock);
+                newest.send_replace(identity);
             }
             () = crowd.left() => {}
             came = places.accept(&fact, clock), if crowd.connections.len() < MAX => match came {
@@ -75,6 +88,8 @@ pub async fn serve(
             },
         }
     }
+    drop((secrets, newest));
+    let _ = timeout(FAREWELL, crowd.gone()).await;
 }
 
 /// Encodes the newest SVID, if it is another one and valid. An invalid one changes nothing: those who have something
@@ -93,14 +108,22 @@ fn offer(identity: &Identity, secrets: &watch::Sender<Secrets>, fact: &watch::Se
 struct Crowd {
     /// Connections at a time of one user.
     of_each: usize,
+    /// What all calls of one user may take, in bytes.
+    budget: usize,
     connections: JoinSet<()>,
     users: HashMap<Id, u32>,
-    of_user: HashMap<u32, usize>,
+    of_user: HashMap<u32, User>,
+}
+
+/// What one user has.
+struct User {
+    connections: usize,
+    budget: Budget,
 }
 
 impl Crowd {
-    fn new(of_each: usize) -> Self {
-        Self { of_each, connections: JoinSet::new(), users: HashMap::new(), of_user: HashMap::new() }
+    fn new(of_each: usize, budget: usize) -> Self {
+        Self { of_each, budget, connections: JoinSet::new(), users: HashMap::new(), of_user: HashMap::new() }
     }
 
     fn admit(&mut self, stream: UnixStream, services: &Services) {
@@ -109,13 +132,21 @@ impl Crowd {
             Err(error) => return warn!(cause = %error, "who connects cannot be told, so nobody is let in"),
         };
         let uid = peer.uid;
-        let count = self.of_user.entry(uid).or_default();
-        if *count >= self.of_each {
-            return warn!(%peer, "turned away: this user has {} connections already; end some of them", self.of_each);
+        let user = self.of_user.entry(uid).or_insert_with(|| User { connections: 0, budget: Budget::new(self.budget) });
+        if user.connections >= self.of_each {
+            return services.policy.crowded(&peer, self.of_each);
         }
-        *count += 1;
-        let task = self.connections.spawn(Connection::new(stream, peer, services).run().in_current_span());
+        user.connections += 1;
+        let connection = Connection::new(stream, peer, user.budget.clone(), services);
+        let task = self.connections.spawn(connection.run().in_current_span());
         self.users.insert(task.id(), uid);
+    }
+
+    /// Waits until all have left.
+    async fn gone(&mut self) {
+        while !self.connections.is_empty() {
+            self.left().await;
+        }
     }
 
     /// Waits until somebody has left.
@@ -129,10 +160,10 @@ impl Crowd {
             }
         };
         if let Some(uid) = self.users.remove(&id)
-            && let Some(count) = self.of_user.get_mut(&uid)
+            && let Some(user) = self.of_user.get_mut(&uid)
         {
-            *count -= 1;
-            if *count == 0 {
+            user.connections -= 1;
+            if user.connections == 0 {
                 self.of_user.remove(&uid);
             }
         }

@@ -12,7 +12,8 @@
 //!
 //! So it is kept for the one case in which it is the truth: neither certificate nor token is accepted any more, and no
 //! valid certificate is left. An open stream is never ended for that, nor when the last certificate expires: a client
-//! sees the end of validity itself. When the agent stops, streams end with `UNAVAILABLE`.
+//! sees the end of validity itself. When the agent stops, streams end with `UNAVAILABLE`, for which it waits a second at
+//! most; when it is killed, they end with their connection.
 //!
 //! # Not offered
 //!
@@ -42,7 +43,7 @@ use tonic::{Request, Response, Status};
 
 /// The metadata that every request must have, so that somebody who can make a program on this host send a request of his
 /// choice to a URL of his choice still gets nothing (SPIFFE Workload Endpoint, section 3).
-const SECURITY_HEADER: &str = "workload.spiffe.io";
+pub(super) const SECURITY_HEADER: &str = "workload.spiffe.io";
 
 /// Answers the calls of one workload's consumers. Who may connect was decided before.
 #[derive(Debug, Clone)]

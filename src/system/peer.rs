@@ -2,7 +2,7 @@
 //!
 //! The kernel notes user, group and process of a peer when it connects, and never again: a process that gives up its
 //! rights later, or hands the socket on, stays who it was. The number of a process is used again after its end, so what
-//! is said about the process is tied to a descriptor of it (pidfd).
+//! is said about the process is tied to a descriptor of it (pidfd); [`Peer::of`] says how far that goes on old kernels.
 
 use super::raw;
 use nix::{
@@ -47,8 +47,14 @@ enum Process {
 }
 
 impl Peer {
-    /// Asks the kernel about the peer of a connection that was accepted. Asks at once: to be called right after `accept`,
-    /// which on kernels before 6.5 is what leaves a number no time to be used again.
+    /// Asks the kernel about the peer of a connection that was accepted. To be called right after `accept`.
+    ///
+    /// Since Linux 6.5 the process that has connected is what is held. Before, it is whoever has its number now. That leaves
+    /// a number no time to be used again, unless nobody accepted when it connected: on a listener that the service manager
+    /// kept while we were away, the process may have ended since, its connection left to somebody, and its number given to
+    /// a process of another unit, whose unit is then told for it. User and groups are those of who connected in any case.
+    /// It cannot be found out here: no kernel tells since when a connection waits, and `ProtectProc=invisible` hides from
+    /// us when other processes began and whose they are. The README tells it where units are let in.
     ///
     /// # Errors
     /// When the kernel does not answer, or descriptors have run out.

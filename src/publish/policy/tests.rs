@@ -1,28 +1,6 @@
 use super::*;
 
 #[test]
-fn a_refusal_is_said_once_a_minute_for_each_user() {
-    let (mut refusals, start) = (Refusals::default(), Instant::now());
-    let at = |seconds| start + Duration::from_secs(seconds);
-    assert_eq!(refusals.count(1000, at(0)), Some(0));
-    assert_eq!(refusals.count(1000, at(1)), None);
-    assert_eq!(refusals.count(1000, at(59)), None);
-    assert_eq!(refusals.count(1001, at(59)), Some(0));
-    assert_eq!(refusals.count(1000, at(60)), Some(2));
-    assert_eq!(refusals.count(1000, at(61)), None);
-}
-
-#[test]
-fn many_users_share_a_line_and_no_memory() {
-    let (mut refusals, start) = (Refusals::default(), Instant::now());
-    let said = (0..10_000).filter(|uid| refusals.count(*uid, start).is_some()).count();
-    assert_eq!((said, refusals.0.len()), (MAX_COUNTED + 1, MAX_COUNTED + 1));
-    // Those that are old make room.
-    assert_eq!(refusals.count(20_000, start + SAY_EVERY), Some(10_000 - MAX_COUNTED as u64 - 1));
-    assert_eq!(refusals.count(20_001, start + SAY_EVERY), Some(0));
-}
-
-#[test]
 fn a_refusal_says_who_and_what_to_change() {
     let who = |user: Option<&str>, unit: Option<&str>| Who {
         peer: "uid 1001, gid 1002, pid 77".to_owned(),
@@ -42,5 +20,9 @@ fn a_refusal_says_who_and_what_to_change() {
     assert!(
         text(who(None, None), Why::Gone)
             .ends_with("its process has ended, and who has its connection now is not known")
+    );
+    assert_eq!(
+        text(who(None, None), Why::Crowded(7)),
+        "refused uid 1001, gid 1002, pid 77: this user has 7 connections already, which is the most; end some of them"
     );
 }

@@ -3,6 +3,7 @@
 //! tonic keeps, for each stream, a buffer as large as the largest message so far. An Envoy begins each of its streams
 //! with some 60 kB about itself, of which its name is all that matters. Here nothing is kept between two messages.
 
+use crate::publish::budget::{Budget, Share};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response};
 use http_body_util::StreamBody;
@@ -10,6 +11,7 @@ use hyper::body::{Body as _, Frame, Incoming};
 use prost::Message;
 use std::{
     convert::Infallible,
+    future::poll_fn,
     marker::PhantomData,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -20,32 +22,45 @@ use zeroize::Zeroizing;
 
 /// Before each message: whether it is compressed (one byte), and its length (four).
 const HEAD: usize = 5;
-/// Envoy's first message is some 60 kB, for it lists its extensions.
-const MAX_MESSAGE: usize = 1 << 20;
+/// Envoy's first message is some 60 kB, for it lists its extensions; the most is four times that.
+const MAX_MESSAGE: usize = 256 << 10;
 
 /// The requests in the body of a call.
 pub(super) struct Requests<R> {
     body: Incoming,
     partial: Partial,
+    budget: Budget,
     kind: PhantomData<fn() -> R>,
 }
 
 impl<R: Message + Default> Requests<R> {
-    pub(super) fn new(body: Incoming) -> Self {
-        Self { body, partial: Partial::default(), kind: PhantomData }
+    /// Those in `body`; a message that has not come as a whole takes its room from `budget`.
+    pub(super) fn new(body: Incoming, budget: Budget) -> Self {
+        Self { body, partial: Partial::default(), budget, kind: PhantomData }
     }
 
-    /// The next request; none at the end, also when the consumer has gone. After an error there is nothing to read.
-    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, Status>>> {
+    /// The next request; none when the consumer has ended its side, or has gone: then nobody asks for more answers.
+    /// After an error or the end there is nothing to read. Dropping the future loses nothing.
+    pub(super) async fn next(&mut self) -> Option<Result<R, Status>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<R, Status>>> {
         loop {
-            if let Some(request) = self.partial.take().transpose() {
+            if let Some(request) = self.partial.take(&self.budget).transpose() {
                 return Poll::Ready(Some(request));
             }
             match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        self.partial.0.extend_from_slice(data);
+                        self.partial.bytes.extend_from_slice(data);
                     }
+                }
+                None if !self.partial.bytes.is_empty() => {
+                    let left = self.partial.bytes.len();
+                    return Poll::Ready(Some(Err(Status::internal(format!(
+                        "the last message ends after {left} bytes"
+                    )))));
                 }
                 Some(Err(_)) | None => return Poll::Ready(None),
             }
@@ -55,12 +70,16 @@ impl<R: Message + Default> Requests<R> {
 
 /// What has come of a message; nothing is allocated between two of them.
 #[derive(Default)]
-struct Partial(Vec<u8>);
+struct Partial {
+    bytes: Vec<u8>,
+    /// For all of the message, from when its length is known.
+    room: Option<Share>,
+}
 
 impl Partial {
     /// Takes the first message, if all of it is there.
-    fn take<R: Message + Default>(&mut self) -> Result<Option<R>, Status> {
-        let Some((&[compressed, a, b, c, d], rest)) = self.0.split_first_chunk::<HEAD>() else { return Ok(None) };
+    fn take<R: Message + Default>(&mut self, budget: &Budget) -> Result<Option<R>, Status> {
+        let Some((&[compressed, a, b, c, d], rest)) = self.bytes.split_first_chunk::<HEAD>() else { return Ok(None) };
         if compressed != 0 {
             return Err(Status::unimplemented("a compressed message; send it as it is (grpc-encoding: identity)"));
         }
@@ -69,12 +88,16 @@ impl Partial {
             return Err(Status::out_of_range(format!("a message of {length} bytes; {MAX_MESSAGE} are read at most")));
         }
         let Some(message) = rest.get(..length) else {
-            self.0.reserve_exact(HEAD + length - self.0.len());
+            if self.room.is_none() {
+                self.room = Some(budget.take(HEAD + length)?);
+                self.bytes.reserve_exact(HEAD + length - self.bytes.len());
+            }
             return Ok(None);
         };
         let request = R::decode(message).map_err(|error| Status::invalid_argument(format!("no request: {error}")))?;
         // What is left is a copy, so that the large buffer goes.
-        self.0 = rest.get(length..).unwrap_or_default().to_vec();
+        self.bytes = rest.get(length..).unwrap_or_default().to_vec();
+        self.room = None;
         Ok(Some(request))
     }
 }
@@ -122,6 +145,10 @@ mod tests {
         SecretRequest { node: Some(Consumer { id: format!("{id}{}", "x".repeat(size)) }), ..SecretRequest::default() }
     }
 
+    fn of(bytes: Vec<u8>) -> Partial {
+        Partial { bytes, ..Partial::default() }
+    }
+
     proptest! {
         #[test]
         fn messages_are_whole_however_they_come(
@@ -131,33 +158,37 @@ mod tests {
             let sent: Vec<_> = sizes.iter().enumerate().map(|(i, size)| request(i, *size)).collect();
             let bytes: Vec<u8> = sent.iter().flat_map(|m| data(m).into_data().unwrap()).collect();
             let (mut partial, mut seen, mut rest) = (Partial::default(), Vec::new(), &bytes[..]);
+            let budget = Budget::new(2 * MAX_MESSAGE);
             for cut in cuts.iter().cycle() {
                 if rest.is_empty() {
                     break;
                 }
                 let (fresh, later) = rest.split_at((*cut).min(rest.len()));
-                partial.0.extend_from_slice(fresh);
-                while let Some(message) = partial.take::<SecretRequest>().unwrap() {
+                partial.bytes.extend_from_slice(fresh);
+                while let Some(message) = partial.take::<SecretRequest>(&budget).unwrap() {
                     seen.push(message);
                 }
                 rest = later;
             }
             prop_assert!(seen == sent);
-            prop_assert_eq!(partial.0.capacity(), 0, "nothing is kept");
+            prop_assert_eq!(partial.bytes.capacity(), 0, "nothing is kept");
+            prop_assert!(budget.take(2 * MAX_MESSAGE).is_ok(), "nothing is taken");
         }
     }
 
     #[test]
     fn what_is_no_request_is_refused_before_it_is_there() {
+        let budget = Budget::new(1000);
         for (head, code) in [
             ([1, 0, 0, 0, 9], Code::Unimplemented),
-            ([0, 0, 16, 0, 1], Code::OutOfRange),
+            ([0, 0, 4, 0, 1], Code::OutOfRange),
             ([0, 255, 255, 255, 255], Code::OutOfRange),
+            ([0, 0, 1, 0, 0], Code::ResourceExhausted),
         ] {
-            let refused = Partial(head.to_vec()).take::<SecretRequest>().map(|_| ());
+            let refused = of(head.to_vec()).take::<SecretRequest>(&budget).map(|_| ());
             assert_eq!(refused.err().map(|status| status.code()), Some(code), "{head:?}");
         }
-        let broken = Partial([&[0, 0, 0, 0, 1][..], &[0x0a]].concat()).take::<SecretRequest>().map(|_| ());
+        let broken = of([&[0, 0, 0, 0, 1][..], &[0x0a]].concat()).take::<SecretRequest>(&budget).map(|_| ());
         assert_eq!(broken.err().map(|status| status.code()), Some(Code::InvalidArgument));
     }
 }

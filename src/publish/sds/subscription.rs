@@ -103,6 +103,11 @@ impl Subscription {
         self.wanted.keys().copied()
     }
 
+    /// Whether everything wanted was sent, in whatever version: who asks no more has had its answer.
+    pub(super) fn has_all(&self) -> bool {
+        self.wanted.values().all(Option::is_some)
+    }
+
     /// What is to be sent now: everything wanted whose newest version was not sent yet. None while that is not there,
     /// or has expired: the answer is held, so that Envoy waits and does not retry with its long back-off.
     pub(super) fn reply<'a>(&mut self, secrets: &'a Secrets, now: SystemTime) -> Option<Reply<'a>> {

@@ -1,5 +1,8 @@
 //! A client of both forms of secret discovery, on a real socket.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
+mod bounds;
+mod ends;
+
 use super::*;
 use crate::{
     authority::{Authority, Leaf},
@@ -13,6 +16,8 @@ use crate::{
     spiffe::{KeyKind, PrivateKey, X509Context},
     system::{Root, Units},
 };
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
@@ -34,6 +39,8 @@ const ISTIO: &str = "/var/run/secrets/workload-spiffe-uds/socket";
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
 const SOON: Duration = Duration::from_secs(20);
 const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService";
+
+const STREAM_SECRETS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
 
 /// A served socket.
 struct Host {
@@ -82,20 +89,23 @@ impl Host {
 
     /// A new connection; waits until the socket is there.
     async fn connect(&self) -> Grpc<Channel> {
+        Grpc::with_origin(self.channel().await, "http://localhost".parse().unwrap())
+    }
+
+    async fn channel(&self) -> Channel {
+        // A stream that nobody reads is full after some certificates.
+        speak(self.stream().await, 16 << 10).await
+    }
+
+    async fn stream(&self) -> UnixStream {
         let end = tokio::time::Instant::now() + SOON;
-        let stream = loop {
+        loop {
             match UnixStream::connect(self.socket()).await {
-                Ok(stream) => break stream,
+                Ok(stream) => return stream,
                 Err(error) => assert!(tokio::time::Instant::now() < end, "no socket: {error}"),
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
-        };
-        let mut client = http2::Builder::new(TokioExecutor::new());
-        // A stream that nobody reads is full after some certificates.
-        client.initial_stream_window_size(16 << 10);
-        let (sender, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
-        tokio::spawn(connection);
-        Grpc::with_origin(Channel(sender), "http://localhost".parse().unwrap())
+        }
     }
 
     async fn until(&mut self, wanted: impl Fn(&status::Consumers) -> bool) {
@@ -104,8 +114,50 @@ impl Host {
     }
 }
 
+/// Speaks HTTP/2; a stream that is not read takes `window` bytes.
+async fn speak(stream: UnixStream, window: u32) -> Channel {
+    let mut client = http2::Builder::new(TokioExecutor::new());
+    client.initial_stream_window_size(window);
+    let (sender, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    Channel(sender)
+}
+
 #[derive(Clone)]
 struct Channel(http2::SendRequest<tonic::body::Body>);
+
+impl Channel {
+    /// A call whose whole input is `bytes`: how many messages come, and how it ends.
+    async fn call(&mut self, path: &str, bytes: Vec<u8>) -> (usize, Code) {
+        ended(self.open(path, Full::new(Bytes::from(bytes))).await).await
+    }
+
+    /// The beginning of the answer to a call.
+    async fn open<B>(&mut self, path: &str, input: B) -> http::Response<hyper::body::Incoming>
+    where
+        B: hyper::body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
+    {
+        let request = http::Request::post(format!("http://localhost{path}")).header("workload.spiffe.io", "true");
+        let request = request.body(tonic::body::Body::new(input)).unwrap();
+        timeout(SOON, self.0.send_request(request)).await.unwrap().unwrap()
+    }
+}
+
+/// The rest of an answer: how many messages come, and how it ends.
+async fn ended(answer: http::Response<hyper::body::Incoming>) -> (usize, Code) {
+    if let Some(status) = Status::from_header_map(answer.headers()) {
+        return (0, status.code());
+    }
+    let answer = timeout(SOON, answer.into_body().collect()).await.expect("no end in time").unwrap();
+    let end = Status::from_header_map(answer.trailers().unwrap()).unwrap().code();
+    let bytes = answer.to_bytes();
+    let (mut bytes, mut messages) = (&bytes[..], 0);
+    while let [_, a, b, c, d, rest @ ..] = bytes {
+        bytes = &rest[u32::from_be_bytes([*a, *b, *c, *d]) as usize..];
+        messages += 1;
+    }
+    (messages, end)
+}
 
 impl tower::Service<http::Request<tonic::body::Body>> for Channel {
     type Response = http::Response<hyper::body::Incoming>;
@@ -159,6 +211,11 @@ fn ack(name: &str, nonce: &str, error_detail: Option<rpc::Status>) -> SecretRequ
         error_detail,
         ..SecretRequest::default()
     }
+}
+
+/// A message as it is sent.
+fn framed(message: &impl Message) -> Vec<u8> {
+    [&[0], &u32::try_from(message.encoded_len()).unwrap().to_be_bytes()[..], &message.encode_to_vec()].concat()
 }
 
 /// Name, and what is in it.
@@ -335,32 +392,4 @@ async fn a_path_that_another_serves_or_could_redirect_is_not_taken() {
     timeout(SOON, host.fact.wait_for(|fact| told(fact, "unsafe_path"))).await.unwrap().unwrap();
     fs::set_permissions(&secrets, Permissions::from_mode(0o755)).unwrap();
     timeout(SOON, host.fact.wait_for(|fact| fact.trouble.is_none())).await.unwrap().unwrap();
-}
-
-#[tokio::test]
-async fn a_user_has_so_many_connections_and_no_more_until_one_has_ended() {
-    let root = Root::new("/nowhere");
-    let (identities, secrets) = (watch::channel(Identity::default()).1, watch::channel(Secrets::default()).1);
-    let services = Services {
-        policy: Arc::new(Policy::new("payments", Vec::new(), Units::new(&root))),
-        secrets,
-        identity: identities,
-        consumers: Consumers::new(watch::channel(status::Consumers::default()).0),
-        clock: Clock::Wall,
-    };
-    let mut crowd = Crowd::new(2);
-    let mut come = || {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        crowd.admit(ours, &services);
-        (theirs, crowd.connections.len())
-    };
-    let ((first, one), (_second, two), (mut third, still)) = (come(), come(), come());
-    assert_eq!((one, two, still), (1, 2, 2));
-    let end = timeout(SOON, third.read_u8()).await.unwrap();
-    assert!(end.is_err(), "it is closed");
-    drop(first);
-    timeout(SOON, crowd.left()).await.unwrap();
-    let (ours, _theirs) = UnixStream::pair().unwrap();
-    crowd.admit(ours, &services);
-    assert_eq!(crowd.connections.len(), 2);
 }

@@ -1,0 +1,46 @@
+//! What one user can make us hold.
+//!
+//! On all its connections to one socket, what it asks takes [`OF_USER`] at most, 64 MiB: [`CALL`] for each call that is
+//! open, and all of each message that has not come as a whole. What does not fit is refused with `RESOURCE_EXHAUSTED`;
+//! other users do not notice, for each has as much. Beside that there are the connections themselves, 1,024 of a user at
+//! most, with what `h2` needs for each (below 32 KiB, which `make bench` measures) and the 64 KiB that HTTP/2 lets a peer
+//! send unasked. Calls read at once, so these are there only for the moment in which they pass through: 160 MiB is what
+//! it can come to then, and one user alone.
+
+use std::sync::Arc;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+
+/// For one user, in bytes. A thousand Envoys have two calls each, which is half of it.
+pub(super) const OF_USER: usize = 64 << 20;
+/// What an open call counts, in bytes: its tasks, a small request, and two answers that the peer does not read. An answer
+/// is some 6 kB.
+pub(super) const CALL: usize = 16 << 10;
+
+/// Room for what a user asks. Clones share it.
+#[derive(Debug, Clone)]
+pub(super) struct Budget(Arc<Semaphore>);
+
+/// Room that is taken; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Share(#[expect(dead_code, reason = "held, not read")] OwnedSemaphorePermit);
+
+impl Budget {
+    /// Room for so many bytes.
+    pub(super) fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes)))
+    }
+
+    /// Takes room for so many bytes.
+    ///
+    /// # Errors
+    /// When there is not enough: `RESOURCE_EXHAUSTED`.
+    pub(super) fn take(&self, bytes: usize) -> Result<Share, Status> {
+        let taken = u32::try_from(bytes).ok().and_then(|bytes| self.0.clone().try_acquire_many_owned(bytes).ok());
+        taken.map(Share).ok_or_else(|| {
+            Status::resource_exhausted(format!(
+                "no room for {bytes} bytes: this user's open calls and unfinished messages are at their bound; end some"
+            ))
+        })
+    }
+}
