@@ -6,6 +6,8 @@ mod socket;
 mod walk;
 
 pub use plain::Removal;
+pub use socket::SocketId;
+pub(super) use socket::beside;
 
 use super::{Access, Root};
 use nix::{
