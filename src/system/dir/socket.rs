@@ -187,3 +187,47 @@ impl Dir {
 fn is_socket(stat: &FileStat) -> bool {
     stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits()
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn rights_that_are_right_are_left_alone_and_others_put_right() {
+        let host = tempfile::tempdir().unwrap();
+        let dir = Dir::passable(&Root::new(host.path()), Path::new("/a")).unwrap();
+        let _listener = dir.listen("a.sock", None).unwrap();
+        let facts = || fs::symlink_metadata(dir.path().join("a.sock")).unwrap();
+        let changed = || (facts().ctime(), facts().ctime_nsec());
+        let before = (changed(), SocketId::at(&dir.path().join("a.sock")).unwrap());
+        dir.open_socket_to("a.sock", None).unwrap();
+        assert_eq!(changed(), before.0);
+        fs::set_permissions(dir.path().join("a.sock"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        dir.open_socket_to("a.sock", None).unwrap();
+        assert_eq!(facts().mode() & 0o777, MODE);
+        assert_eq!(SocketId::at(&dir.path().join("a.sock")).unwrap(), before.1, "it is the same socket");
+    }
+
+    #[test]
+    fn a_socket_that_lives_and_what_is_no_socket_stay() {
+        let host = tempfile::tempdir().unwrap();
+        let dir = Dir::passable(&Root::new(host.path()), Path::new("/a")).unwrap();
+        let listener = dir.listen("a.sock", None).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(["a.sock", "file", "none"].map(|name| dir.remove_dead_socket(name).unwrap()), [false; 3]);
+        drop(listener);
+        assert!(dir.remove_dead_socket("a.sock").unwrap());
+        assert_eq!(dir.names().unwrap(), ["file"]);
+    }
+
+    #[test]
+    fn who_may_not_write_is_told_what_lets_the_service() {
+        let said = io("create", Path::new("/run/secrets"), Errno::EROFS).to_string();
+        assert!(
+            said.starts_with("cannot create /run/secrets: read-only file system: under systemd, create the"),
+            "{said}"
+        );
+        assert!(said.contains("ReadWritePaths= with systemctl edit we-agent"), "{said}");
+    }
+}
