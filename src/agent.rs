@@ -8,6 +8,7 @@ mod hooks;
 mod inbound;
 mod journal;
 mod outputs;
+mod passed;
 mod token;
 mod unit;
 
@@ -164,7 +165,7 @@ struct Floor {
     root: Root,
     config: Config,
     workloads: watch::Sender<Workloads>,
-    /// When the floor was last looked over: what the watchdog goes by.
+    /// When the floor was last looked over: what the watchdog goes by, and when sockets are looked after.
     beat: watch::Sender<Instant>,
     listeners: Listeners,
     commands: Commands,
@@ -184,7 +185,8 @@ impl Floor {
             self.look(&units, &told);
             self.beat.send_replace(Instant::now());
             if std::mem::take(&mut first) {
-                self.unclaimed();
+                let runs = |name: &str| matches!(self.slots.get(name), Some(Slot::Running { .. }));
+                passed::unclaimed(&self.listeners, &self.root, &self.config, runs);
             }
             let next = Instant::now() + LOOK;
             tokio::select! {
@@ -206,26 +208,6 @@ impl Floor {
         };
         if timeout(STOP + drain, ended).await.is_err() {
             tracing::warn!("a session did not end in time and is dropped");
-        }
-    }
-
-    /// Says which passed sockets nobody serves. They stay open: the bundle of their workload may come yet.
-    fn unclaimed(&self) {
-        self.listeners.drop_kept_tcp();
-        for (socket, address) in self.listeners.left() {
-            if let Some(address) = address {
-                tracing::warn!(
-                    socket,
-                    "nobody serves {address}, which the service manager has passed, so who connects to it waits: put it into \
-                     we-agent.yaml (workloads.<name>.inbound, listen: {address}), or disable the socket unit"
-                );
-                continue;
-            }
-            tracing::warn!(
-                socket,
-                "no workload serves this socket that the service manager has passed, so who connects to it waits: put \
-                 the bundle of its workload into place; in a socket unit, FileDescriptorName= must be the workload's name"
-            );
         }
     }
 
@@ -328,6 +310,7 @@ impl Floor {
             listeners: &self.listeners,
             commands: &self.commands,
             threads: self.threads.as_ref(),
+            looks: &self.beat,
         };
         let unit = Unit::start(workload, settings, &ground, stop, leaving);
         Slot::Running { unit: Box::new(unit), token, key }

@@ -21,7 +21,7 @@ mod watch;
 
 pub use access::{Access, Grant, group_number};
 pub use command::{CommandError, Commands, RunnerError, Why, serve_command, words};
-pub use dir::{Dir, DirError, Removal};
+pub use dir::{Dir, DirError, Removal, SocketId};
 pub use limit::raise_descriptor_limit;
 pub use listen::Listeners;
 pub use local::{Local, LocalStream};

@@ -1,7 +1,7 @@
 //! From what is configured to what is written, and where it is served.
 
 use crate::{
-    config::{OutputConfig, OutputFormat, WorkloadConfig},
+    config::{OutputConfig, OutputFormat, SocketConfig, WorkloadConfig},
     publish::{Content, Files, Folder, Layout, Place, SingleFile},
     status::Publication,
     system::{Grant, Listeners, Root},
@@ -11,7 +11,10 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
+
+/// Below it, each workload has a directory.
+pub(super) const RUN: &str = "/run/we-agent";
 
 /// The files of `workload`, each with the word that status and metrics know it by.
 pub(super) fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Vec<(String, Files)> {
@@ -64,8 +67,8 @@ fn numbered(word: &'static str, seen: &mut BTreeMap<&'static str, usize>) -> Str
 }
 
 /// Where the socket of a workload is, and its files if nothing else is said.
-fn own_dir(workload: &Workload) -> PathBuf {
-    Path::new("/run/we-agent").join(&workload.name)
+fn own_dir(workload: &str) -> PathBuf {
+    Path::new(RUN).join(workload)
 }
 
 /// Where the identity is served, each place with its name in status and its fact.
@@ -74,15 +77,19 @@ pub(super) fn places(
     settings: &WorkloadConfig,
     root: &Root,
     listeners: &Listeners,
+    looks: &watch::Sender<Instant>,
 ) -> Vec<(String, Place, watch::Sender<Publication>)> {
-    let socket = &settings.socket;
-    if !socket.enabled {
-        return Vec::new();
-    }
+    let place = |(name, place): (String, Place)| {
+        (name, place.inherit(&workload.name, listeners).looked_after(looks.subscribe()), watch::Sender::default())
+    };
+    configured(&workload.name, &settings.socket, root).map(place).collect()
+}
+
+/// Where the socket of `workload` is by the configuration, each place with its name in status.
+pub(super) fn configured(workload: &str, socket: &SocketConfig, root: &Root) -> impl Iterator<Item = (String, Place)> {
     let own = ("socket".to_owned(), Place::new(root, own_dir(workload), socket.group.clone()));
     let also = socket.also.iter().filter_map(|path| {
         Some((format!("socket {}", path.display()), Place::also(root, path, socket.group.clone())?))
     });
-    let all = std::iter::once(own).chain(also);
-    all.map(|(name, place)| (name, place.inherit(&workload.name, listeners), watch::Sender::default())).collect()
+    std::iter::once(own).chain(also).filter(|_| socket.enabled)
 }

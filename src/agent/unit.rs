@@ -27,6 +27,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, watch},
     task::{JoinHandle, JoinSet},
+    time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -38,6 +39,8 @@ pub(super) struct Ground<'a> {
     pub(super) commands: &'a Commands,
     /// Of the inbound data path; none when nobody needs it.
     pub(super) threads: Option<&'a Threads>,
+    /// Tells each look of the floor: the process is awake then.
+    pub(super) looks: &'a watch::Sender<Instant>,
 }
 
 /// A running workload.
@@ -58,7 +61,7 @@ impl Unit {
         stop: &CancellationToken,
         leaving: &watch::Receiver<bool>,
     ) -> Self {
-        let &Ground { root, listeners, commands, threads } = ground;
+        let &Ground { root, listeners, commands, threads, looks } = ground;
         let workload = Arc::new(workload);
         let clock = Clock::default();
         let wanted = wanted(&workload, &settings, root);
@@ -76,7 +79,7 @@ impl Unit {
             .into_iter()
             .map(|(name, files)| (name, files, watch::Sender::new(Publication::default())))
             .collect();
-        let places = places(&workload, &settings, root, listeners);
+        let places = places(&workload, &settings, root, listeners, looks);
         let consumers = watch::Sender::new(Consumers::default());
         let mut publications: Vec<_> = outputs.iter().map(|(name, _, fact)| (name.clone(), fact.subscribe())).collect();
         publications.extend(places.iter().map(|(name, _, fact)| (name.clone(), fact.subscribe())));

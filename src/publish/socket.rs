@@ -5,9 +5,10 @@
 //! it has room. What one peer can use is bounded, and at a bound new connections are turned away.
 
 mod connection;
+mod place;
 mod places;
 
-pub use places::Place;
+pub use place::Place;
 
 use super::{
     budget::{self, Budget},

@@ -147,6 +147,16 @@ mod tests {
     }
 
     #[test]
+    fn who_cannot_be_looked_up_is_not_said_to_be_missing() {
+        let number = |errno| number("group", "envoy", |_| Err(errno)).unwrap_err();
+        assert!(matches!(number(Errno::ESRCH), DirError::Nobody { .. }));
+        let said = number(Errno::ETIMEDOUT);
+        assert_eq!(said.kind(), "name_service");
+        assert!(said.to_string().starts_with("cannot look up the group envoy: "), "{said}");
+        assert!(said.to_string().ends_with("see whether the name service works (getent group envoy)"), "{said}");
+    }
+
+    #[test]
     fn a_group_that_is_let_in_is_ours_unless_it_is_named() {
         let of = |mode| Grant { mode, ..Grant::default() }.resolve().unwrap();
         assert_eq!(of(0o600), Access::OWNER);

@@ -6,6 +6,8 @@ mod socket;
 mod walk;
 
 pub use plain::Removal;
+pub use socket::SocketId;
+pub(super) use socket::beside;
 
 use super::{Access, Root};
 use nix::{
@@ -96,7 +98,10 @@ pub enum DirError {
 fn remedy(errno: Errno) -> &'static str {
     match errno {
         Errno::ENOSPC | Errno::EDQUOT => ": free some space there",
-        Errno::EROFS => ": mount it writable, or configure another directory",
+        Errno::EROFS => {
+            ": under systemd, create the directory first and let the service write there (ReadWritePaths= with systemctl edit \
+             we-agent); else mount it writable, or configure another directory"
+        }
         Errno::EACCES | Errno::EPERM => ": let the user that we-agent runs as write there",
         Errno::ENOENT => ": create it",
         _ => "",

@@ -1,9 +1,9 @@
 //! Sockets that outlive the process: the service manager holds them, from a socket unit or because we asked it to (its
 //! descriptor store), and gives them to the next process. Who connects in between waits and is not refused.
 
-use super::raw;
+use super::{Dir, DirError, Root, dir::beside, raw};
 use nix::sys::socket::{
-    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt,
+    AddressFamily, Shutdown, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, getsockopt, shutdown,
     sockopt::{AcceptConn, SockType as TypeOf},
 };
 use sd_notify::NotifyState;
@@ -33,7 +33,7 @@ impl Listeners {
     /// # Errors
     /// When the environment says what cannot be, or a descriptor is not open.
     pub fn from_service_manager() -> io::Result<Self> {
-        Ok(Self(Arc::new(Mutex::new(raw::inherited()?))))
+        Ok(raw::inherited()?.into_iter().collect())
     }
 
     /// The next listener of that name (`FileDescriptorName=` of a socket unit); none when there is none left. To be
@@ -90,6 +90,27 @@ impl Listeners {
         });
     }
 
+    /// Lets go of the unix sockets that a process before us has asked to [`keep`], that nobody has taken and whose path is
+    /// not `awaited`: who connects there would wait for ever. Its name goes, too, unless another program has it by now.
+    pub fn drop_kept(&self, root: &Root, awaited: impl Fn(&Path) -> bool) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|(name, fd)| {
+            let path = Path::new(name);
+            if !is_made_by_us(path, fd) || awaited(path) {
+                return true;
+            }
+            // Of the socket itself: the service manager has a descriptor of it, too, and whoever connects from now on is
+            // refused. Then a name that still answers is somebody else's.
+            let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
+            forget(name);
+            match remove(root, path) {
+                Ok(_) => tracing::info!(socket = name, "nobody wants this socket any more, so it is gone"),
+                Err(error) => tracing::warn!(cause = %error, "nobody wants this socket any more, but its name stays"),
+            }
+            false
+        });
+    }
+
     fn next(&self, name: &str) -> Option<OwnedFd> {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = held.iter().position(|(held, _)| held == name)?;
@@ -103,6 +124,13 @@ impl Listeners {
     }
 }
 
+/// Descriptors with their names.
+impl FromIterator<(String, OwnedFd)> for Listeners {
+    fn from_iter<T: IntoIterator<Item = (String, OwnedFd)>>(passed: T) -> Self {
+        Self(Arc::new(Mutex::new(passed.into_iter().collect())))
+    }
+}
+
 /// A listener that tokio can serve, or why it is none.
 fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
     let unix = getsockname::<SockaddrStorage>(fd.as_raw_fd())?.family() == Some(AddressFamily::Unix);
@@ -112,6 +140,22 @@ fn listener(fd: OwnedFd) -> io::Result<UnixListener> {
     let listener = StdListener::from(fd);
     listener.set_nonblocking(true)?;
     UnixListener::from_std(listener)
+}
+
+/// Whether the listener on `path` was made by [`Dir::listen`], which binds it beside that name. That of a socket unit is
+/// bound to the name itself.
+pub fn is_made_by_us(path: &Path, listener: impl AsFd) -> bool {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return false };
+    let bound = getsockname::<UnixAddr>(listener.as_fd().as_raw_fd()).ok();
+    let listens = getsockopt(&listener.as_fd(), AcceptConn) == Ok(true);
+    listens && bound.as_ref().and_then(UnixAddr::path).is_some_and(|bound| bound.ends_with(beside(name)))
+}
+
+fn remove(root: &Root, path: &Path) -> Result<bool, DirError> {
+    match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
+        (Some(dir), Some(name)) => Dir::open(root, dir)?.remove_dead_socket(name),
+        _ => Ok(false),
+    }
 }
 
 /// Where a TCP socket listens; none for anything else.
@@ -147,6 +191,13 @@ fn name_of(path: &Path) -> Option<&str> {
     path.to_str().filter(|name| name.len() <= 255 && name.bytes().all(|b| matches!(b, b' '..=b'~') && b != b':'))
 }
 
+/// Asks the service manager to let go of the listener that it holds for `path`: nobody finds it there any more.
+pub fn forget_kept(path: &Path) {
+    if let Some(name) = name_of(path) {
+        forget(name);
+    }
+}
+
 /// Asks the service manager to let go of what it holds under that name.
 pub fn forget(name: &str) {
     tell(sd_notify::notify(&[NotifyState::FdStoreRemove, NotifyState::FdName(name)]));
@@ -155,5 +206,53 @@ pub fn forget(name: &str) {
 fn tell(sent: io::Result<()>) {
     if let Err(error) = sent {
         tracing::debug!(cause = %error, "the service manager was not told");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::{io::ErrorKind, os::unix::net::UnixStream};
+
+    /// A listener of ours and what the service manager holds of it, with its path.
+    fn kept(root: &Root, dir: &str) -> (String, OwnedFd, OwnedFd) {
+        let listener = Dir::passable(root, Path::new(dir)).unwrap().listen("a.sock", None).unwrap();
+        let path = root.path(dir).join("a.sock").to_str().unwrap().to_owned();
+        (path, listener.try_clone().unwrap().into(), listener.into())
+    }
+
+    #[test]
+    fn a_kept_socket_that_nobody_wants_refuses_and_its_name_goes() {
+        let host = tempfile::tempdir().unwrap();
+        let root = Root::new(host.path());
+        let (retired, ours, _held) = kept(&root, "/run/retired");
+        let (awaited, its, _held_too) = kept(&root, "/run/awaited");
+        // A program that waits since before.
+        let waits = UnixStream::connect(&retired).unwrap();
+        let listeners: Listeners = [(retired.clone(), ours), (awaited.clone(), its)].into_iter().collect();
+        listeners.drop_kept(&root, |path| path == Path::new(&awaited));
+        assert_eq!(UnixStream::connect(&retired).unwrap_err().kind(), ErrorKind::NotFound);
+        UnixStream::connect(&awaited).unwrap();
+        assert_eq!(listeners.left(), [(awaited, None)]);
+        drop(waits);
+    }
+
+    #[test]
+    fn a_name_that_another_program_has_by_now_stays_and_a_socket_unit_is_not_touched() {
+        let host = tempfile::tempdir().unwrap();
+        let root = Root::new(host.path());
+        let (path, ours, _held) = kept(&root, "/run/taken");
+        std::fs::remove_file(&path).unwrap();
+        let other = StdListener::bind(&path).unwrap();
+        let unit = host.path().join("unit.sock");
+        let name = unit.to_str().unwrap().to_owned();
+        let passed = StdListener::bind(&unit).unwrap().into();
+        let listeners: Listeners = [(path.clone(), ours), (name.clone(), passed)].into_iter().collect();
+        listeners.drop_kept(&root, |_| false);
+        UnixStream::connect(&path).unwrap();
+        assert!(other.accept().is_ok());
+        assert_eq!(listeners.left(), [(name, None)]);
+        UnixStream::connect(&unit).unwrap();
     }
 }

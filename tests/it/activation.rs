@@ -297,3 +297,81 @@ async fn the_daemon_gets_its_socket_back() {
     assert!(is_served(&path).unwrap());
     end(second);
 }
+
+/// The program itself, whose configuration is another one after each restart.
+#[tokio::test]
+async fn what_is_not_configured_any_more_is_let_go_and_what_may_come_is_kept() {
+    let lab = Lab::builder().group(Group::new("vms", "payments")).spawn().await.unwrap();
+    let host = Host::new()
+        .bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"))
+        .config("admin: {address: off}\nworkloads: {payments: {socket: {also: [/run/also.sock]}}}\n");
+    let (own, also) = (host.path("/run/we-agent/payments/agent.sock"), host.path("/run/also.sock"));
+    let notify = UnixDatagram::bind(host.path("/notify")).unwrap();
+    let log = host.path("/retired.log");
+    let start = |mut command: Command| {
+        command.args([env!("CARGO_BIN_EXE_we-agent"), "run", "--root"]).arg(host.path("/"));
+        let output = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        command.env("NOTIFY_SOCKET", host.path("/notify")).stdout(Stdio::null()).stderr(output);
+        command.spawn().unwrap()
+    };
+    let until = |word: &str, path: &Path| loop {
+        let (text, mut kept) = told(&notify);
+        if text == format!("{word}=1\nFDNAME={}\n", path.display()) {
+            break kept.pop();
+        }
+    };
+    let first = start(Command::new("env"));
+    let (mut stored, mut count) = ([None, None], 0);
+    while count < 2 {
+        let (text, mut kept) = told(&notify);
+        if let Some(i) = [&own, &also].iter().position(|path| text.ends_with(&format!("FDNAME={}\n", path.display())))
+            && text.starts_with("FDSTORE=1\n")
+        {
+            (stored[i], count) = (kept.pop(), count + 1);
+        }
+    }
+    let [Some(own_kept), Some(also_kept)] = stored else { panic!("no descriptor came with it") };
+    end(first);
+
+    // One path less, and who waits there since then is told.
+    let waits = UnixStream::connect(&also).unwrap();
+    std::fs::write(host.path("/etc/we-agent/we-agent.yaml"), "admin: {address: off}\n").unwrap();
+    // The service manager has one descriptor, and the daemon another.
+    let second = start(launch(also.to_str().unwrap(), also_kept.try_clone().unwrap()));
+    until("FDSTOREREMOVE", &also);
+    drop(also_kept);
+    let gone = |path: &Path| {
+        let end = Instant::now() + SOON;
+        while path.exists() {
+            assert!(Instant::now() < end, "{} is still there", path.display());
+            thread::yield_now();
+        }
+    };
+    gone(&also);
+    waits.set_read_timeout(Some(SOON)).unwrap();
+    let end_of_wait = (&waits).read(&mut [0]).map_err(|error| error.kind());
+    assert!(matches!(end_of_wait, Ok(0) | Err(std::io::ErrorKind::ConnectionReset)), "{end_of_wait:?}");
+    end(second);
+
+    // The bundle is away for now.
+    let (bundle, away) = (host.path("/etc/we-agent/payments"), host.path("/etc/payments"));
+    std::fs::rename(&bundle, &away).unwrap();
+    let passed = || launch(own.to_str().unwrap(), own_kept.try_clone().unwrap());
+    let third = start(passed());
+    let (deadline, mut look) = (Instant::now() + SOON, interval(LOOK));
+    while !std::fs::read_to_string(&log).unwrap().contains("no workload serves this socket") {
+        assert!(Instant::now() < deadline, "{}", std::fs::read_to_string(&log).unwrap());
+        look.tick().await;
+    }
+    UnixStream::connect(&own).unwrap();
+    end(third);
+
+    // It is back, and has no socket.
+    std::fs::rename(&away, &bundle).unwrap();
+    let none = "admin: {address: off}\nworkloads: {payments: {socket: {enabled: false}}}\n";
+    std::fs::write(host.path("/etc/we-agent/we-agent.yaml"), none).unwrap();
+    let fourth = start(passed());
+    until("FDSTOREREMOVE", &own);
+    gone(&own);
+    end(fourth);
+}

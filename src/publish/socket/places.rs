@@ -1,151 +1,172 @@
-//! Where the socket is, and getting it there.
+//! Getting the socket to its place, and keeping it there.
 
+use super::place::{Done, Held, Place, PlaceError, Site};
 use crate::{
     status::{Publication, Trouble},
-    system::{Account, Dir, DirError, Listeners, Root, listen},
+    system::{SocketId, listen},
     time::{Backoff, Clock},
 };
-use nix::unistd::Group;
-use std::{
-    io,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{future::pending, io, time::Duration};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::watch,
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
 
-/// The name in the workload's directory.
-const NAME: &str = "agent.sock";
-
-/// Why there is no socket.
-#[derive(Debug, thiserror::Error)]
-enum PlaceError {
-    /// The file system refused, or the path is not safe.
-    #[error(transparent)]
-    Dir(#[from] DirError),
-    /// The system knows no such group, or not yet.
-    #[error("there is no group {0} on this host; create it, or change socket.group")]
-    NoGroup(String),
-    /// A living program has the path; it would lose its consumers.
-    #[error("another program listens on {}; stop it, or take the path out of socket.also", .0.display())]
-    Served(PathBuf),
-}
-
-impl PlaceError {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Dir(error) => error.kind(),
-            Self::NoGroup(_) => "no_group",
-            Self::Served(_) => "served_by_another",
-        }
-    }
-}
-
-/// Where a workload's socket is.
-#[derive(Debug)]
-pub struct Place {
-    root: Root,
-    dir: PathBuf,
-    name: String,
-    /// Whether the directory is the workload's, so that nobody else has a socket in it.
-    own: bool,
-    group: Option<Account>,
-    inherited: Option<UnixListener>,
-}
-
-impl Place {
-    /// `agent.sock` in `dir`, below `root`, for a group; none stands for the group that we run as.
-    pub fn new(root: &Root, dir: impl Into<PathBuf>, group: Option<Account>) -> Self {
-        Self { root: root.clone(), dir: dir.into(), name: NAME.to_owned(), own: true, group, inherited: None }
-    }
-
-    /// The same at `path`, beside others: say where Istio's own agent has its socket. While another program listens
-    /// there, it is left alone. None when that is no path of a file.
-    pub fn also(root: &Root, path: &Path, group: Option<Account>) -> Option<Self> {
-        let (dir, name) = (path.parent()?.to_owned(), path.file_name()?.to_str()?.to_owned());
-        Some(Self { root: root.clone(), dir, name, own: false, group, inherited: None })
-    }
-
-    /// Serves a listener of the service manager instead of a new one: of a socket unit, whose name for it is
-    /// `workload` (its own place alone), else the one that a process before us has asked it to keep. To be called within the runtime.
-    #[must_use]
-    pub fn inherit(self, workload: &str, listeners: &Listeners) -> Self {
-        let passed = if self.own { listeners.take(workload) } else { None };
-        let inherited = passed.or_else(|| listeners.take_kept(&self.path()));
-        Self { inherited, ..self }
-    }
-
-    pub(super) fn path(&self) -> PathBuf {
-        self.root.path(&self.dir).join(&self.name)
-    }
-
-    fn listen(&self) -> Result<UnixListener, PlaceError> {
-        let group = match &self.group {
-            None => None,
-            Some(Account::Id(gid)) => Some(*gid),
-            Some(Account::Name(name)) => {
-                let found = Group::from_name(name).ok().flatten();
-                Some(found.ok_or_else(|| PlaceError::NoGroup(name.clone()))?.gid.as_raw())
-            }
-        };
-        let dir = if self.own { Dir::passable(&self.root, &self.dir)? } else { Dir::shared(&self.root, &self.dir)? };
-        if !self.own && dir.is_served(&self.name) {
-            return Err(PlaceError::Served(self.path()));
-        }
-        let listener = dir.listen(&self.name, group)?;
-        let failed = |error: io::Error| DirError::Io {
-            doing: "listen on",
-            path: dir.path().join(&self.name),
-            errno: error.raw_os_error().map_or(nix::errno::Errno::EIO, nix::errno::Errno::from_raw),
-        };
-        listener.set_nonblocking(true).map_err(failed)?;
-        Ok(UnixListener::from_std(listener).map_err(failed)?)
-    }
-}
-
 /// The socket, once it is there.
 pub(super) struct Places {
-    place: Place,
-    listener: Option<UnixListener>,
+    site: Site,
+    held: Option<Held>,
+    work: Work,
+    looks: Option<watch::Receiver<Instant>>,
     backoff: Backoff,
 }
 
+/// What is being done about the place. It outlives the future that waits for it.
+enum Work {
+    Rest,
+    Due(Instant),
+    /// On a thread of its own: the name service may hang, and everything else goes on.
+    Busy(JoinHandle<Result<Done, PlaceError>>),
+}
+
 impl Places {
-    pub(super) fn new(mut place: Place) -> Self {
-        let listener = place.inherited.take();
-        Self { place, listener, backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(60)) }
+    pub(super) fn new(place: Place) -> Self {
+        let Place { site, held, looks } = place;
+        let work = match &held {
+            Some(Held { ours: false, .. }) => Work::Rest,
+            Some(_) | None => Work::Due(Instant::now()),
+        };
+        Self { site, held, work, looks, backoff: backoff() }
     }
 
-    /// The next connection; puts the socket in place first, for as long as that takes. Dropping the future loses
-    /// nothing but the wait between two attempts.
+    /// The next connection; puts the socket in place first, for as long as that takes, and again when its name is gone.
+    /// Dropping the future loses nothing.
     pub(super) async fn accept(&mut self, fact: &watch::Sender<Publication>, clock: Clock) -> io::Result<UnixStream> {
         loop {
-            if let Some(listener) = &self.listener {
-                return listener.accept().await.map(|(stream, _)| stream);
+            tokio::select! {
+                // A crowd at the door keeps nobody from looking after the door.
+                biased;
+                done = self.work.done(&self.site, self.held.is_some()) => self.settle(done, fact, clock),
+                () = look(&mut self.looks) => self.look(fact, clock),
+                came = next(self.held.as_ref()) => return came,
             }
-            match self.place.listen() {
-                Ok(listener) => {
-                    info!(socket = %self.place.path().display(), "listening");
-                    listen::keep(&self.place.path(), &listener);
-                    self.listener = Some(listener);
-                    fact.send_modify(|known| known.trouble = None);
+        }
+    }
+
+    fn settle(&mut self, done: Result<Done, PlaceError>, fact: &watch::Sender<Publication>, clock: Clock) {
+        let done = done.and_then(|done| match done {
+            Done::Made(new) => UnixListener::from_std(new).map(Some).map_err(|error| self.site.failed(&error)),
+            Done::Kept => Ok(None),
+            Done::Lost => {
+                self.lose();
+                Ok(None)
+            }
+        });
+        match done {
+            Ok(made) => {
+                if let Some(listener) = made {
+                    let path = self.site.path();
+                    info!(socket = %path.display(), "listening");
+                    listen::keep(&path, &listener);
+                    let id = SocketId::at(&path).ok().flatten();
+                    self.held = Some(Held { listener, id, ours: true });
                 }
-                Err(error) => {
-                    let (kind, cause) = (error.kind(), error.to_string());
-                    fact.send_modify(|known| {
-                        let old = known.trouble.take().filter(|old| old.kind == kind);
-                        if old.is_none() {
-                            warn!(cause, "no socket for consumers, tried again");
-                        }
-                        let since = old.map_or_else(|| clock.now(), |old| old.since);
-                        known.trouble = Some(Trouble { since, kind, cause });
-                    });
-                    tokio::time::sleep(self.backoff.next_wait()).await;
+                self.backoff = backoff();
+                fact.send_if_modified(|known| known.trouble.take().is_some());
+            }
+            Err(error) => {
+                self.work = Work::Due(Instant::now() + self.backoff.next_wait());
+                tell(&error, fact, clock);
+            }
+        }
+    }
+
+    /// Whether the name still leads to us.
+    fn look(&mut self, fact: &watch::Sender<Publication>, clock: Clock) {
+        let Some(held) = &mut self.held else { return };
+        let Some(id) = held.id else { return };
+        let path = self.site.path();
+        // What cannot be looked at may be there.
+        if SocketId::at(&path).is_ok_and(|found| found != Some(id)) {
+            if held.ours {
+                self.lose();
+            } else {
+                held.id = None;
+                tell(&PlaceError::Removed(path), fact, clock);
+            }
+        }
+    }
+
+    /// Lets go of a listener that nobody finds, here and at the service manager, and makes another one.
+    fn lose(&mut self) {
+        let path = self.site.path();
+        warn!(socket = %path.display(), "the socket was removed or replaced by somebody, so it is made anew");
+        listen::forget_kept(&path);
+        self.held = None;
+        self.work = Work::Due(Instant::now());
+    }
+}
+
+fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(500), Duration::from_secs(60))
+}
+
+fn tell(error: &PlaceError, fact: &watch::Sender<Publication>, clock: Clock) {
+    let (kind, cause) = (error.kind(), error.to_string());
+    fact.send_modify(|known| {
+        let old = known.trouble.take().filter(|old| old.kind == kind);
+        if old.is_none() {
+            warn!(cause, "the socket for consumers is not as it should be");
+        }
+        let since = old.map_or_else(|| clock.now(), |old| old.since);
+        known.trouble = Some(Trouble { since, kind, cause });
+    });
+}
+
+impl Work {
+    /// What came of it, when there is something to do: a new listener, or the rights of the one that is `kept`.
+    async fn done(&mut self, site: &Site, kept: bool) -> Result<Done, PlaceError> {
+        loop {
+            match self {
+                Self::Rest => pending().await,
+                Self::Due(at) => {
+                    sleep_until(*at).await;
+                    let site = site.clone();
+                    *self = Self::Busy(spawn_blocking(move || if kept { site.restore() } else { site.listen() }));
+                }
+                Self::Busy(task) => {
+                    let done = task.await;
+                    *self = Self::Rest;
+                    match done {
+                        Ok(done) => return done,
+                        // A bug stays a bug, wherever it ran.
+                        Err(error) => match error.try_into_panic() {
+                            Ok(panic) => std::panic::resume_unwind(panic),
+                            Err(_) => pending().await, // cancelled: the runtime is going down
+                        },
+                    }
                 }
             }
         }
     }
 }
+
+async fn look(moments: &mut Option<watch::Receiver<Instant>>) {
+    let Some(moments) = moments else { return pending().await };
+    if moments.changed().await.is_err() {
+        pending().await
+    }
+}
+
+async fn next(held: Option<&Held>) -> io::Result<UnixStream> {
+    match held {
+        Some(held) => held.listener.accept().await.map(|(stream, _)| stream),
+        None => pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,19 +4,61 @@ use super::{Dir, DirError, Root, io, walk};
 use nix::{
     errno::Errno,
     fcntl::AtFlags,
+    libc,
     sys::{
         socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket},
-        stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat},
+        stat::{FchmodatFlags, FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat},
     },
-    unistd::{Gid, fchownat},
+    unistd::{Gid, fchownat, getegid, geteuid},
 };
 use std::{
-    os::{fd::AsRawFd as _, unix::net::UnixListener},
+    fs, io as std_io,
+    os::{
+        fd::AsRawFd as _,
+        unix::{
+            fs::{FileTypeExt as _, MetadataExt as _},
+            net::UnixListener,
+        },
+    },
     path::Path,
 };
 
 /// To go through a directory without listing it, for group and others.
 const PASS: u32 = 0o011;
+/// The user that we run as and a group.
+const MODE: u32 = 0o660;
+
+/// The name that a socket of ours is bound to; then it gets its own, but the kernel goes on telling this one.
+pub(in crate::system) fn beside(name: &str) -> String {
+    format!("{name}.new")
+}
+
+/// What tells the socket that has a name from those that had it before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketId {
+    device: u64,
+    inode: u64,
+    /// When it was made: numbers of inodes are used again.
+    made: (i64, i64),
+}
+
+impl SocketId {
+    /// Of the socket at `path`; none when there is no socket.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn at(path: &Path) -> std_io::Result<Option<Self>> {
+        match fs::symlink_metadata(path) {
+            Ok(found) if found.file_type().is_socket() => {
+                let made = (found.mtime(), found.mtime_nsec());
+                Ok(Some(Self { device: found.dev(), inode: found.ino(), made }))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
 
 impl Dir {
     /// Opens a directory of ours, made if need be, and lets everybody pass through it to a name that they know; what else
@@ -61,10 +103,10 @@ impl Dir {
     /// # Errors
     /// When something that is no socket has the name, or the system refuses.
     pub fn listen(&self, name: &str, group: Option<u32>) -> Result<UnixListener, DirError> {
-        let beside = format!("{name}.new");
+        let beside = beside(name);
         for name in [name, &beside] {
             match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-                Ok(stat) if stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits() => {}
+                Ok(stat) if is_socket(&stat) => {}
                 Ok(_) => return Err(DirError::InTheWay(self.path.join(name))),
                 Err(Errno::ENOENT) => {}
                 Err(errno) => return Err(self.error("look at", name, errno)),
@@ -78,17 +120,114 @@ impl Dir {
             None => DirError::TooLong { path: path.clone(), limit: 107 },
         })?;
         if let Some(gid) = group {
-            fchownat(&self.fd, beside.as_str(), None, Some(Gid::from_raw(gid)), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(
-                |errno| match errno {
-                    Errno::EPERM => DirError::Group { path: path.clone(), gid },
-                    errno => self.error("set the group of", &beside, errno),
-                },
-            )?;
+            self.give_socket(&beside, gid)?;
         }
-        let mode = Mode::from_bits_truncate(0o660);
-        fchmodat(&self.fd, beside.as_str(), mode, FchmodatFlags::FollowSymlink)
-            .map_err(|errno| self.error("set the mode of", &beside, errno))?;
+        self.open_to_group(&beside)?;
         self.rename(&beside, name)?;
         Ok(listener)
+    }
+
+    /// Whether the socket `name` was made by the user that we run as.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub fn has_own_socket(&self, name: &str) -> Result<bool, DirError> {
+        match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(stat) => Ok(is_socket(&stat) && stat.st_uid == geteuid().as_raw()),
+            Err(Errno::ENOENT) => Ok(false),
+            Err(errno) => Err(self.error("look at", name, errno)),
+        }
+    }
+
+    /// Gives a socket of ours the group and the mode that [`Dir::listen`] would give a new one. A call that would change
+    /// nothing is not made.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn open_socket_to(&self, name: &str, group: Option<u32>) -> Result<(), DirError> {
+        let look = |errno| self.error("look at", name, errno);
+        let stat = fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW).map_err(look)?;
+        let own = fstat(&self.fd).map_err(look)?;
+        // A directory with the set-group-id bit gives its group to what is made in it.
+        let inherited = if own.st_mode & Mode::S_ISGID.bits() == 0 { getegid().as_raw() } else { own.st_gid };
+        let gid = group.unwrap_or(inherited);
+        if stat.st_gid != gid {
+            self.give_socket(name, gid)?;
+        }
+        if stat.st_mode & 0o777 != MODE { self.open_to_group(name) } else { Ok(()) }
+    }
+
+    /// Removes a socket of ours on which nobody listens any more; anything else stays. Whether it was there.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn remove_dead_socket(&self, name: &str) -> Result<bool, DirError> {
+        let dead = self.has_own_socket(name)? && !self.is_served(name);
+        if dead {
+            self.remove(name)?;
+        }
+        Ok(dead)
+    }
+
+    fn give_socket(&self, name: &str, gid: u32) -> Result<(), DirError> {
+        let given = fchownat(&self.fd, name, None, Some(Gid::from_raw(gid)), AtFlags::AT_SYMLINK_NOFOLLOW);
+        given.map_err(|errno| match errno {
+            Errno::EPERM => DirError::Group { path: self.path.join(name), gid },
+            errno => self.error("set the group of", name, errno),
+        })
+    }
+
+    /// A link of that name would be followed, but nobody but root and we can make one here.
+    fn open_to_group(&self, name: &str) -> Result<(), DirError> {
+        fchmodat(&self.fd, name, Mode::from_bits_truncate(MODE), FchmodatFlags::FollowSymlink)
+            .map_err(|errno| self.error("set the mode of", name, errno))
+    }
+}
+
+fn is_socket(stat: &FileStat) -> bool {
+    stat.st_mode & SFlag::S_IFMT.bits() == SFlag::S_IFSOCK.bits()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn rights_that_are_right_are_left_alone_and_others_put_right() {
+        let host = tempfile::tempdir().unwrap();
+        let dir = Dir::passable(&Root::new(host.path()), Path::new("/a")).unwrap();
+        let _listener = dir.listen("a.sock", None).unwrap();
+        let facts = || fs::symlink_metadata(dir.path().join("a.sock")).unwrap();
+        let changed = || (facts().ctime(), facts().ctime_nsec());
+        let before = (changed(), SocketId::at(&dir.path().join("a.sock")).unwrap());
+        dir.open_socket_to("a.sock", None).unwrap();
+        assert_eq!(changed(), before.0);
+        fs::set_permissions(dir.path().join("a.sock"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+        dir.open_socket_to("a.sock", None).unwrap();
+        assert_eq!(facts().mode() & 0o777, MODE);
+        assert_eq!(SocketId::at(&dir.path().join("a.sock")).unwrap(), before.1, "it is the same socket");
+    }
+
+    #[test]
+    fn a_socket_that_lives_and_what_is_no_socket_stay() {
+        let host = tempfile::tempdir().unwrap();
+        let dir = Dir::passable(&Root::new(host.path()), Path::new("/a")).unwrap();
+        let listener = dir.listen("a.sock", None).unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        assert_eq!(["a.sock", "file", "none"].map(|name| dir.remove_dead_socket(name).unwrap()), [false; 3]);
+        drop(listener);
+        assert!(dir.remove_dead_socket("a.sock").unwrap());
+        assert_eq!(dir.names().unwrap(), ["file"]);
+    }
+
+    #[test]
+    fn who_may_not_write_is_told_what_lets_the_service() {
+        let said = io("create", Path::new("/run/secrets"), Errno::EROFS).to_string();
+        assert!(
+            said.starts_with("cannot create /run/secrets: read-only file system: under systemd, create the"),
+            "{said}"
+        );
+        assert!(said.contains("ReadWritePaths= with systemctl edit we-agent"), "{said}");
     }
 }

@@ -33,3 +33,41 @@ if [[ $format = deb ]]; then
     ok 'without the socket unit the agent has a socket of its own again' inside '
         systemctl stop we-agent && systemctl disable --now we-agent-socket@payments.socket && systemctl start we-agent && within 20 ready'
 fi
+
+# Where Istio's own agent has its socket, by the words of the README.
+also=/run/secrets/workload-spiffe-uds/socket
+# readme WORD: the example that has it.
+readme() {
+    awk -v word="$1" '/^```/ { if (open && text ~ word) printf "%s", text; open = !open; text = ""; next }
+        open { text = text $0 "\n" }' "$here/../../README.md"
+}
+belongs() { inside "test \"\$(stat -c '%U:%G %a' $1)\" = '$2'"; }
+arrange 'printf "u istio-proxy -\n" | systemd-sysusers -'
+settings "workloads: {payments: {socket: {allow: [{user: consumer}, {user: istio-proxy}], also: [/var$also]}}}"
+ok 'a path that the service may not write to is told with the directive that lets it' inside '
+    systemctl restart we-agent && within 20 eval "we-agent status | grep -q ReadWritePaths=" && logged ReadWritePaths='
+# shellcheck disable=SC2317 # called by ok
+as_in_the_readme() {
+    readme tmpfiles.d | inside 'cat >/root/also.sh && bash -e /root/also.sh' &&
+        readme service.d/also.conf | inside 'mkdir -p /etc/systemd/system/we-agent.service.d &&
+            cat >/etc/systemd/system/we-agent.service.d/also.conf && systemctl daemon-reload && systemctl restart we-agent'
+}
+ok 'with the directory and the drop-in of the README it starts' as_in_the_readme
+ok 'and the socket is there, for the group of the agent' inside "within 20 ready && within 20 test -S $also"
+ok 'which is we-agent' belongs $also 'we-agent:we-agent 660'
+settings "workloads: {payments: {socket: {group: istio-proxy, allow: [{user: consumer}, {user: istio-proxy}], also: [/var$also]}}}"
+ok 'a group that comes later is applied at a restart' eval 'inside "systemctl restart we-agent && within 20 ready &&
+    within 20 eval \"stat -c %G $also | grep -qx istio-proxy\"" && belongs $also "we-agent:istio-proxy 660"'
+ok 'and its user is given the identity there' inside "given_to istio-proxy $also"
+settings 'workloads: {payments: {socket: {allow: [{user: consumer}]}}}'
+ok 'a path that is not configured any more goes at a restart' inside "systemctl restart we-agent && within 20 eval '! test -e $also'"
+if [[ $format = deb ]]; then
+    # Of the agent itself, and kept from the group: the .rpm has that of a unit.
+    ok 'without the drop-in the socket has its own group again' eval 'inside "
+        rm -r /etc/systemd/system/we-agent.service.d /etc/tmpfiles.d/workload-spiffe-uds.conf && systemctl daemon-reload &&
+        chgrp consumer /run/we-agent/payments/agent.sock && systemctl restart we-agent && within 20 ready &&
+        within 20 eval \"stat -c %G /run/we-agent/payments/agent.sock | grep -qx we-agent\""'
+    ok 'and when somebody removes it, it is back within seconds' inside '
+        socket=/run/we-agent/payments/agent.sock; rm $socket && within 20 connects root $socket && logged "removed or replaced"'
+fi
+arrange 'rm -rf /etc/systemd/system/we-agent.service.d /etc/tmpfiles.d/workload-spiffe-uds.conf; systemctl daemon-reload'
