@@ -29,8 +29,8 @@ use tokio::{
 
 /// Bound on connecting to the application. On this host it takes no time, or the application takes no connections.
 const CONNECT: Duration = Duration::from_secs(3);
-/// A connection that is to end does so when nothing was moved for so long.
-const QUIET: Duration = Duration::from_millis(200);
+/// From one look whether a connection that is to end is quiet to the next, at most and at least.
+const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(10));
 /// From the last sign of life to the first question whether the peer is there, and from one to the next; then it is gone.
 const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
 
@@ -147,7 +147,7 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
     let mut phase = shared.phase.clone();
     let mut ending = ending(*phase.borrow_and_update());
     let next = |pump: &Pump, ending: Option<Instant>| match ending {
-        Some(until) => until.min(Instant::now() + QUIET),
+        Some(until) => until.min(Instant::now() + look(until)),
         None => old.into_iter().fold(pump.moved + settings.idle, Instant::min),
     };
     let mut wake = pin!(sleep_until(next(pump, ending).into()));
@@ -162,11 +162,18 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
             () = &mut wake => {
                 let now = Instant::now();
                 match ending {
-                    None if now >= pump.moved + settings.idle => return End::Quiet,
+                    // What is on its way and not taken would be lost: that is no regular end.
+                    None if now >= pump.moved + settings.idle => {
+                        return if pump.is_empty() { End::Quiet } else { End::Broken };
+                    }
                     None if old.is_some_and(|old| now >= old) => ending = Some(now + settings.drain),
                     Some(until) if now >= until => return End::Broken,
                     // Who was asked and has not answered yet is not quiet, but busy.
-                    Some(_) if !pump.asked && now >= pump.moved + QUIET => return End::Quiet,
+                    Some(until) if !pump.owes() && pump.is_empty() => {
+                        if now >= pump.moved + quiet(settings.drain, until, now) {
+                            return End::Quiet;
+                        }
+                    }
                     _ => {}
                 }
             }
@@ -175,9 +182,40 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
     }
 }
 
+/// For how long nothing must have been moved on a connection that is to end at `until` at the latest. Bytes do not tell a
+/// pause in the middle of an answer from the time between two requests, so a pause gets half of all the time there is; in
+/// the last half a shorter one will do, for who calls all the time is better ended between two calls than in one.
+fn quiet(drain: Duration, until: Instant, now: Instant) -> Duration {
+    (drain / 2).min(until.saturating_duration_since(now))
+}
+
+/// When to look again: more often towards the end, as less is asked for.
+fn look(until: Instant) -> Duration {
+    let (most, least) = LOOK;
+    (until.saturating_duration_since(Instant::now()) / 4).clamp(least, most)
+}
+
 fn ending(phase: Phase) -> Option<Instant> {
     match phase {
         Phase::Serving => None,
         Phase::Draining(until) => Some(until),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn less_and_less_has_to_be_quiet() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let now = Instant::now();
+        let quiet = |left| quiet(5 * SECOND, now + left, now);
+        assert_eq!(quiet(5 * SECOND), 5 * SECOND / 2);
+        assert_eq!(quiet(3 * SECOND), 5 * SECOND / 2);
+        assert_eq!(quiet(SECOND), SECOND);
+        assert_eq!(quiet(Duration::ZERO), Duration::ZERO);
+        // It neither spins nor sleeps through.
+        assert_eq!((look(now), look(now + 9 * SECOND)), (LOOK.1, LOOK.0));
     }
 }

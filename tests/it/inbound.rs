@@ -275,7 +275,7 @@ async fn a_stop_lets_open_connections_end_and_takes_no_new_ones() {
 async fn a_stop_waits_for_an_answer_that_is_owed() {
     let lab = lab().spawn().await.unwrap();
     let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (_host, agent, at) = started(vm(&lab, slow.local_addr().unwrap(), ", drainTimeout: 20s")).await;
+    let (_host, agent, at) = started(vm(&lab, slow.local_addr().unwrap(), ", drainTimeout: 8s")).await;
     let mut stream = Pod::new(&lab, WEB).connect(at).await.unwrap();
     stream.write_all(b"?").await.unwrap();
     let (mut application, _) = slow.accept().await.unwrap();
@@ -288,6 +288,41 @@ async fn a_stop_waits_for_an_answer_that_is_owed() {
     let mut answer = Vec::new();
     timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
     assert_eq!(answer, b"!");
+    stopping.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_the_rest_of_an_answer() {
+    const SIZE: usize = 20 << 20;
+    /// Longer than it takes to look for quiet connections.
+    const PAUSE: Duration = Duration::from_millis(700);
+    let lab = lab().spawn().await.unwrap();
+    let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (_host, agent, at) = started(vm(&lab, slow.local_addr().unwrap(), ", drainTimeout: 30s")).await;
+    let pod = Pod::new(&lab, WEB);
+    // One application pauses in the middle of its answer, one caller in the middle of reading it.
+    let mut paused = pod.connect(at).await.unwrap();
+    let (mut pauses, _) = slow.accept().await.unwrap();
+    pauses.write_all(b"the beginning").await.unwrap();
+    paused.read_exact(&mut [0; 13]).await.unwrap();
+    let mut read = pod.connect(at).await.unwrap();
+    let (mut large, _) = slow.accept().await.unwrap();
+    let writing = tokio::spawn(async move { large.write_all(&vec![7; SIZE]).await.unwrap() });
+    read.read_exact(&mut [0; 1]).await.unwrap();
+    let stopping = tokio::spawn(agent.stop());
+    let early = timeout(PAUSE, paused.read(&mut [0])).await;
+    assert!(early.is_err() && !stopping.is_finished(), "{early:?}");
+    let mut rest = Vec::with_capacity(SIZE);
+    timeout(SOON, read.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert_eq!(rest.len(), SIZE - 1);
+    drop(read);
+    writing.await.unwrap();
+    pauses.write_all(b" and the end").await.unwrap();
+    drop(pauses);
+    let mut rest = String::new();
+    timeout(SOON, paused.read_to_string(&mut rest)).await.unwrap().unwrap();
+    assert_eq!(rest, " and the end");
+    drop(paused);
     stopping.await.unwrap();
 }
 
