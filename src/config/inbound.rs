@@ -40,12 +40,25 @@ pub struct InboundConfig {
 }
 
 /// Where it listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenConfig {
     /// None stands for every address of the host.
     pub ip: Option<IpAddr>,
     /// The port; 0 takes any free one.
     pub port: u16,
+}
+
+impl ListenConfig {
+    /// Whether who calls `to` reaches this place.
+    fn answers(self, to: SocketAddr) -> bool {
+        self.port == to.port() && self.ip.is_none_or(|ip| ip == to.ip().to_canonical())
+    }
+
+    /// Whether both cannot be had at once: a port of every address leaves none for one address.
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        let same = |ip: IpAddr| other.ip.is_none_or(|other| other == ip);
+        self.port == other.port && self.port > 0 && self.ip.is_none_or(same)
+    }
 }
 
 impl fmt::Display for ListenConfig {
@@ -83,10 +96,13 @@ impl InboundConfig {
             }
             return None;
         };
-        if let (ListenConfig { ip: Some(ip), port }, Local::Tcp(to)) = (listen, &forward)
-            && SocketAddr::new(ip, port) == *to
+        if let Local::Tcp(to) = &forward
+            && listen.answers(*to)
         {
-            s.mistake("forwards to the address that it listens on; give the application another address or port");
+            s.mistake(&format!(
+                "forwards to itself: {listen} answers at {to}, too; give the application another port, or listen on the address                  of this host alone, for example 10.0.0.7:{}",
+                to.port()
+            ));
         }
         (!wrong).then_some(Self {
             listen,
@@ -135,7 +151,7 @@ fn listen(text: &str) -> Result<ListenConfig, String> {
     }
     let address = text.parse::<SocketAddr>();
     let address = address.map_err(|_| "is neither a port nor address:port; write for example 8443 or 10.0.0.7:8443")?;
-    let ip = Some(address.ip()).filter(|ip| !ip.is_unspecified());
+    let ip = Some(address.ip().to_canonical()).filter(|ip| !ip.is_unspecified());
     Ok(ListenConfig { ip, port: address.port() })
 }
 

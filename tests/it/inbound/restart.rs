@@ -114,7 +114,7 @@ async fn a_socket_of_our_own_is_kept_and_let_go_when_nobody_wants_it() {
     let at = SocketAddr::from(([127, 0, 0, 2], echo.address.port()));
     let host = vm(&lab, at, echo.address);
     let notify = UnixDatagram::bind(host.path("/notify")).unwrap();
-    let name = format!("inbound-payments-{}", at.port());
+    let name = format!("inbound-payments-127.0.0.2-{}", at.port());
     let until = |line: &str| loop {
         let (text, mut kept) = told(&notify);
         if text == format!("{line}\nFDNAME={name}\n") {
