@@ -31,7 +31,8 @@ pub struct InboundConfig {
     pub idle: Duration,
     /// `handshakeTimeout`: from the connection to the end of the handshake (10 s).
     pub handshake: Duration,
-    /// `maxConnections`: one more is refused (10,000).
+    /// `maxConnections`: for one more, the oldest handshake of the busiest address is ended; without one it is refused
+    /// (10,000).
     pub max_connections: u64,
     /// `maxHandshakes`: for one more in flight, the oldest of the busiest address is ended (1,024).
     pub max_handshakes: usize,

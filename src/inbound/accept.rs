@@ -42,7 +42,9 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>, threads: Thr
 
 fn admit(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>, threads: &Threads) {
     let most = shared.settings.max_connections;
-    if shared.counters.open.load(Relaxed) >= most {
+    // Who has not shaken hands yet gives way to who might: strangers must not use up what the mesh needs. The evicted goes in
+    // a moment, so there is one more until then.
+    if shared.counters.open.load(Relaxed) >= most && !shared.admission.evict() {
         let refusal = Refusal::new(
             InboundRefusal::TooMany,
             format!("{most} connections are open already (maxConnections); closed at once"),

@@ -80,7 +80,7 @@ async fn welcome(peer: &mut TcpStream, shared: &Arc<Shared>, mut ticket: Ticket)
         }),
         () = ticket.evicted() => Err(Refusal::new(
             InboundRefusal::Evicted,
-            "too many handshakes were in flight (maxHandshakes), and this was the oldest of the busiest address",
+            "no room was left (maxHandshakes, or maxConnections), and this was the oldest handshake of the busiest address",
         )),
     }
 }

@@ -116,12 +116,40 @@ async fn more_connections_than_allowed_are_closed_at_once() {
     let echo = Echo::start().await;
     let (_host, mut agent, at) = started(vm(&lab, echo.address, ", maxConnections: 2")).await;
     let pod = Pod::new(&lab, WEB);
-    let kept = [pod.connect(at).await.unwrap(), pod.connect(at).await.unwrap()];
+    let mut kept = [pod.connect(at).await.unwrap(), pod.connect(at).await.unwrap()];
+    for stream in &mut kept {
+        // Our side of the handshake is over when bytes come back.
+        stream.write_all(b"x").await.unwrap();
+        stream.read_exact(&mut [0]).await.unwrap();
+    }
     assert!(timeout(SOON, pod.connect(at)).await.unwrap().is_err());
     agent.until("payments", "counted", |w| w.inbound[0].refused.get("too_many") == Some(&1)).await;
     drop(kept);
     agent.until("payments", "closed", |w| w.inbound[0].open == 0).await;
     assert_eq!(pod.echo(at, b"again").await, b"again");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_use_up_what_the_mesh_needs() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, ", maxConnections: 4")).await;
+    let pod = Pod::new(&lab, WEB);
+    let mut kept = pod.connect(at).await.unwrap();
+    kept.write_all(b"x").await.unwrap();
+    kept.read_exact(&mut [0]).await.unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(TcpStream::connect(at).await.unwrap());
+        assert_eq!(pod.echo(at, b"honest").await, b"honest");
+    }
+    let w = agent.until("payments", "bounded", |w| w.inbound[0].open <= 4).await;
+    assert!(w.inbound[0].refused.get("evicted") >= Some(&17), "{:?}", w.inbound[0]);
+    assert!(!w.inbound[0].refused.contains_key("too_many"), "{:?}", w.inbound[0]);
+    // Who was let in stays in.
+    kept.write_all(b"y").await.unwrap();
+    kept.read_exact(&mut [0]).await.unwrap();
     agent.stop().await;
 }
 
