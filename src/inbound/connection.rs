@@ -99,7 +99,7 @@ async fn forward(peer: TcpStream, from: SocketAddr, mut welcome: Welcome, shared
     let application = match connect(&settings.forward).await {
         Ok(application) => application,
         Err(cause) => {
-            let text = format!("the application at {} takes no connection: {cause}; is it running?", settings.forward);
+            let text = format!("the application at {} takes no connection: {cause}", settings.forward);
             return refuse(peer, from, &Refusal::new(InboundRefusal::Application, text), shared);
         }
     };
@@ -121,11 +121,29 @@ async fn forward(peer: TcpStream, from: SocketAddr, mut welcome: Welcome, shared
     }
 }
 
-/// Connects to the application, or says why not.
+/// Connects to the application, or says why not, and what to do about it.
 async fn connect(to: &Local) -> Result<LocalStream, String> {
     match timeout(CONNECT, to.connect()).await {
-        Ok(connected) => connected.map_err(|error| words(&error)),
-        Err(_) => Err(format!("not taken within {}", humantime::format_duration(CONNECT))),
+        Ok(connected) => connected.map_err(|error| format!("{}{}", words(&error), advice(to, error.kind()))),
+        Err(_) => Err(format!("not taken within {}; is it overloaded, or stuck?", humantime::format_duration(CONNECT))),
+    }
+}
+
+fn advice(to: &Local, error: io::ErrorKind) -> &'static str {
+    match (to, error) {
+        // The sandbox of the service shows as if nothing were there.
+        (Local::Unix(path), io::ErrorKind::NotFound) if path.starts_with("/tmp") || path.starts_with("/var/tmp") => {
+            "; the service does not see the host's /tmp (PrivateTmp=): let the application have its socket below /run"
+        }
+        (Local::Unix(path), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) if path.starts_with("/home") => {
+            "; the service does not see /home (ProtectHome=): let the application have its socket below /run"
+        }
+        (Local::Unix(_), io::ErrorKind::PermissionDenied) => {
+            "; the user that we-agent runs as must be allowed to write to the socket and to pass the directories above it: give \
+             the service the socket's group (SupplementaryGroups= in a drop-in)"
+        }
+        (_, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => "; is it running?",
+        _ => "",
     }
 }
 
@@ -204,7 +222,25 @@ fn ending(phase: Phase) -> Option<Instant> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[tokio::test]
+    async fn the_advice_is_that_for_the_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("app.sock");
+        let cause = async |to: Local| connect(&to).await.unwrap_err();
+        assert_eq!(cause(Local::Unix("/nowhere/app.sock".into())).await, "no such file or directory; is it running?");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        assert_eq!(cause(Local::Unix(socket)).await, "connection refused; is it running?");
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(cause(Local::Tcp(closed)).await, "connection refused; is it running?");
+        let tmp = cause(Local::Unix("/tmp/no such directory/app.sock".into())).await;
+        assert!(tmp.starts_with("no such file or directory; the service does not see the host's /tmp"), "{tmp}");
+        let denied = advice(&Local::Unix("/run/app.sock".into()), io::ErrorKind::PermissionDenied);
+        assert!(denied.contains("SupplementaryGroups="), "{denied}");
+        assert_eq!(advice(&Local::Tcp(closed), io::ErrorKind::AddrNotAvailable), "");
+    }
 
     #[test]
     fn less_and_less_has_to_be_quiet() {
