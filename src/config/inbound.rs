@@ -36,7 +36,8 @@ pub struct InboundConfig {
     pub max_connections: u64,
     /// `maxHandshakes`: for one more in flight, the oldest of the busiest address is ended (1,024).
     pub max_handshakes: usize,
-    /// `drainTimeout`: how long open connections may go on when the service stops (5 s, at most 60 s).
+    /// `drainTimeout`: how long open connections may go on when the service stops (5 s, at most 60 s). During a restart new
+    /// ones wait as long, and Envoy gives up after 10 s by default (`connect_timeout`; Istio: `connectTimeout`).
     pub drain: Duration,
 }
 

@@ -101,6 +101,22 @@ async fn ports_that_do_not_match_the_group_are_said() {
 }
 
 #[tokio::test]
+async fn a_probe_that_goes_past_a_later_entry_is_said_too() {
+    let app = App::start().await;
+    let group = Group::new("vms", "payments").probe(json!({"tcpSocket": {"port": app.port}}));
+    let lab = Lab::builder().group(group).spawn().await.unwrap();
+    let inbound = format!("[{{listen: '127.0.0.2:0', forward: 1}}, {{listen: '127.0.0.2:0', forward: {}}}]", app.port);
+    let bundle = lab.bundle("vms", "payments").internal_ip("127.0.0.2");
+    let config = format!("workloads: {{payments: {{inbound: {inbound}}}}}\n");
+    let host = Host::new().bundle("payments", &bundle).config(&config);
+    let mut agent = host.start().await;
+    let listeners = agent.until("payments", "there", |w| w.inbound.len() == 2).await.inbound;
+    let said = |n: usize| listeners[n].notes.iter().any(|note| note.starts_with("the probe asks port"));
+    assert!(!said(0) && said(1), "{listeners:?}");
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn figures_are_in_the_metrics() {
     let app = App::start().await;
     let lab = lab().spawn().await.unwrap();
