@@ -187,11 +187,7 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
                     None if old.is_some_and(|old| now >= old) => ending = Some(now + settings.drain),
                     Some(until) if now >= until => return End::Broken,
                     // Who was asked and has not answered yet is not quiet, but busy.
-                    Some(until) if !pump.owes() && pump.is_empty() => {
-                        if now >= pump.moved + quiet(settings.drain, until, now) {
-                            return End::Quiet;
-                        }
-                    }
+                    Some(until) if pump.rests() && now >= pump.moved + quiet(settings.drain, until, now) => return End::Quiet,
                     _ => {}
                 }
             }

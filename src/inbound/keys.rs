@@ -210,7 +210,7 @@ mod tests {
         let issue = |authority: &Authority, life: u32| {
             let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
             let leaf = Leaf { not_after: now + life * MINUTE, ..Leaf::new(&uris, now) };
-            let answer = authority.issue(&key.pem(), &leaf);
+            let answer = authority.issue(key.pem(), &leaf);
             (X509Context::from_answer(&id.parse().unwrap(), key, &answer, now).unwrap(), answer)
         };
         let (old, new) = (Authority::root("old"), Authority::root("new"));

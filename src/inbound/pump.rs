@@ -70,8 +70,13 @@ impl Pump {
         self.inward.is_empty() && self.outward.is_empty()
     }
 
-    /// Whether the application may owe the peer something: it was asked last, or the peer has said its last word and waits.
-    pub(super) fn owes(&self) -> bool {
+    /// Whether, besides, the application owes the peer nothing.
+    pub(super) fn rests(&self) -> bool {
+        self.is_empty() && !self.owes()
+    }
+
+    /// It was asked last, or the peer has said its last word and waits.
+    fn owes(&self) -> bool {
         self.asked || (self.inward.ended && !self.outward.ended)
     }
 

@@ -7,6 +7,7 @@ mod callers;
 mod client;
 mod envoy;
 mod mesh;
+mod renegotiation;
 mod restart;
 
 use crate::{

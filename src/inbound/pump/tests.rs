@@ -62,7 +62,8 @@ async fn a_peer_that_takes_a_batch_in_parts_shows_life() {
     });
     timeout(SOON, moving).await.unwrap();
     assert!(!pump.owes());
-    (reading.abort(), writing.abort());
+    reading.abort();
+    writing.abort();
 }
 
 #[tokio::test]
@@ -77,5 +78,5 @@ async fn who_has_said_its_last_word_is_owed_an_answer() {
     application.write_all(b" of it").await.unwrap();
     peer.read_exact(&mut [0; 13]).await.unwrap();
     until(&mut pump, |pump| !pump.asked).await;
-    assert!(pump.owes() && pump.is_empty());
+    assert!(pump.is_empty() && !pump.rests());
 }
