@@ -232,6 +232,26 @@ async fn what_is_idle_or_old_is_ended() {
 }
 
 #[tokio::test]
+async fn what_is_held_when_the_time_is_over_is_no_regular_end() {
+    const SIZE: usize = 40 << 20;
+    let lab = lab().spawn().await.unwrap();
+    let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let more = ", mode: permissive, idleTimeout: 500ms";
+    let (_host, mut agent, at) = started(vm(&lab, application.local_addr().unwrap(), more)).await;
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    stream.write_all(b"?").await.unwrap();
+    let (mut answers, _) = application.accept().await.unwrap();
+    let writing = tokio::spawn(async move { answers.write_all(&vec![7; SIZE]).await });
+    // The caller does not read, so it is ended; and it must not take the beginning for the whole.
+    agent.until("payments", "ended", |w| w.inbound[0].bytes_out > 0 && w.inbound[0].open == 0).await;
+    let mut answer = Vec::new();
+    let read = timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap();
+    assert!(read.is_err() && answer.len() < SIZE, "{read:?}, {} bytes", answer.len());
+    assert!(writing.await.unwrap().is_err());
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_stop_lets_open_connections_end_and_takes_no_new_ones() {
     let lab = lab().spawn().await.unwrap();
     let echo = Echo::start().await;
