@@ -7,6 +7,7 @@ use crate::{
     rotation::lab,
     support::{Host, SOON},
 };
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
@@ -151,6 +152,27 @@ async fn silent_connections_do_not_use_up_what_the_mesh_needs() {
     kept.write_all(b"y").await.unwrap();
     kept.read_exact(&mut [0]).await.unwrap();
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_shortage_of_descriptors_is_waited_out_and_said_once() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let host = vm(&lab, echo.address, ", handshakeTimeout: 1s");
+    let (daemon, at) = daemon(&host).await;
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap().count() as u64;
+    let id = Pid::from_raw(i32::try_from(daemon.id()).unwrap());
+    prlimit(id, Resource::Nofile, Rlimit { current: Some(open + 4), maximum: Some(open + 4) }).unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..12 {
+        silent.push(TcpStream::connect(at).await.unwrap());
+    }
+    // Each in its turn, when those before it have had their second.
+    for stream in &mut silent {
+        assert!(matches!(timeout(SOON, stream.read(&mut [0])).await.unwrap(), Ok(0) | Err(_)));
+    }
+    let log = daemon.log();
+    assert_eq!(log.matches("connections cannot be taken at present").count(), 1, "{log}");
 }
 
 /// What a process has in memory that is its own, in KiB.
