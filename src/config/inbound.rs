@@ -37,7 +37,8 @@ pub struct InboundConfig {
     /// `maxHandshakes`: for one more in flight, the oldest of the busiest address is ended (1,024).
     pub max_handshakes: usize,
     /// `drainTimeout`: how long open connections may go on when the service stops (5 s, at most 60 s). During a restart new
-    /// ones wait as long, and Envoy gives up after 10 s by default (`connect_timeout`; Istio: `connectTimeout`).
+    /// ones wait as long, and callers give up before when it is long (Istio's `connectTimeout`: 10 s; Envoy's
+    /// `connect_timeout`: 5 s).
     pub drain: Duration,
 }
 
