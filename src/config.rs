@@ -121,7 +121,7 @@ impl Config {
         });
         let (defaults, workloads) = (&self.defaults, &mut self.workloads);
         let mut taken: BTreeMap<PathBuf, String> = BTreeMap::new();
-        let mut listens: BTreeMap<ListenConfig, String> = BTreeMap::new();
+        let mut listens: Vec<(ListenConfig, String)> = Vec::new();
         top.sections("workloads", value::workload_name, |name, s| {
             let mut workload = defaults.clone();
             workload.read(s);
@@ -134,12 +134,14 @@ impl Config {
                     ));
                 }
             }
-            for listen in workload.inbound.iter().map(|inbound| inbound.listen).filter(|listen| listen.port > 0) {
-                if let Some(other) = listens.insert(listen, name.to_owned()) {
+            for listen in workload.inbound.iter().map(|inbound| inbound.listen) {
+                if let Some((taken, other)) = listens.iter().find(|(taken, _)| taken.overlaps(listen)) {
                     s.mistake(&format!(
-                        "listens on {listen}, and so does workload {other}; give one of them another port"
+                        "listens on {listen}, and so does workload {other} ({taken}); give one of them another port, or each an \
+                         address of its own"
                     ));
                 }
+                listens.push((listen, name.to_owned()));
             }
             workloads.insert(name.to_owned(), workload);
         });

@@ -34,7 +34,7 @@ use tracing::{info, warn};
 const LONGEST_TEXT: usize = 1024;
 
 /// What this host decides about probes; the rest is the WorkloadGroup's.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct ProbeSettings {
     /// Commands may be run. Without this consent an exec probe parks the verdict: who administers the mesh must not
     /// thereby get a shell on the host.

@@ -62,7 +62,7 @@ pub struct Settings {
     pub idle: Duration,
     /// From the connection to the end of the handshake.
     pub handshake: Duration,
-    /// How many connections may be open; one more is refused.
+    /// How many connections may be open; for one more, a handshake is ended as below, and without one it is refused.
     pub max_connections: u64,
     /// How many of them may be in their handshake; for one more, the oldest of the busiest address is ended.
     pub max_handshakes: usize,

@@ -35,7 +35,7 @@ pub(super) fn render(report: &Report) -> String {
     };
     let info = gauges("we_agent_build", "The version of the daemon; always 1");
     put(&info, vec![("version", report.version.clone())], 1.0);
-    let ready = gauges("we_agent_workload_ready", "Whether identity and registration are there");
+    let ready = gauges("we_agent_workload_ready", "Whether identity, registration and listeners are there");
     let broken = gauges("we_agent_bundle_mistakes", "Mistakes in the bundle; nothing runs while there are any");
     let not_before =
         gauges("we_agent_certificate_not_before_timestamp_seconds", "Start of validity; changes at renewal");

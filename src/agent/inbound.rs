@@ -34,10 +34,9 @@ pub(super) fn listeners(
         let mut notes = Vec::from_iter(unannounced(inbound.listen.port, &announced));
         if i == 0 {
             notes.extend(unserved(&announced, &served));
-            notes.extend(
-                workload.probe.as_ref().and_then(|probe| misplaced(probe, workload.probe_localhost, inbound, &served)),
-            );
         }
+        let probe = workload.probe.as_ref();
+        notes.extend(probe.and_then(|probe| misplaced(probe, workload.probe_localhost, inbound, &served)));
         for note in &notes {
             tracing::warn!(workload = workload.name, "{note}");
         }
@@ -130,14 +129,15 @@ fn settings(workload: &Workload, inbound: &InboundConfig) -> Settings {
     }
 }
 
-/// The probe asks the application, not our listener in front of it.
-pub(super) fn detours(inbound: &[InboundConfig]) -> Vec<Detour> {
-    let detour = |inbound: &InboundConfig| Detour {
+/// The probe asks the application, not our listener in front of it. `known` are the listeners of `inbound`.
+pub(super) fn detours(inbound: &[InboundConfig], known: &[Inbound]) -> Vec<Detour> {
+    let detour = |(inbound, known): (&InboundConfig, &Inbound)| Detour {
         port: inbound.listen.port,
+        place: known.place.clone(),
         to: inbound.forward.clone(),
         proxy_header: inbound.proxy_header,
     };
-    inbound.iter().map(detour).collect()
+    inbound.iter().zip(known).map(detour).collect()
 }
 
 #[cfg(test)]

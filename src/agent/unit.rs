@@ -134,7 +134,7 @@ impl Unit {
             commands: commands.clone(),
             verify_tls: settings.health.verify_tls,
             localhost: workload.probe_localhost,
-            detours: inbound::detours(&settings.inbound),
+            detours: inbound::detours(&settings.inbound, &facts.inbounds),
         };
         loops.spawn(
             health::run(workload.probe.clone(), probes, facts.addresses.clone(), health, stop.clone())

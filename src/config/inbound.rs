@@ -31,21 +31,37 @@ pub struct InboundConfig {
     pub idle: Duration,
     /// `handshakeTimeout`: from the connection to the end of the handshake (10 s).
     pub handshake: Duration,
-    /// `maxConnections`: one more is refused (10,000).
+    /// `maxConnections`: for one more, the oldest handshake of the busiest address is ended; without one it is refused
+    /// (10,000).
     pub max_connections: u64,
     /// `maxHandshakes`: for one more in flight, the oldest of the busiest address is ended (1,024).
     pub max_handshakes: usize,
-    /// `drainTimeout`: how long open connections may go on when the service stops (5 s, at most 60 s).
+    /// `drainTimeout`: how long open connections may go on when the service stops (5 s, at most 60 s). During a restart new
+    /// ones wait as long, and callers give up before when it is long (Istio's `connectTimeout`: 10 s; Envoy's
+    /// `connect_timeout`: 5 s).
     pub drain: Duration,
 }
 
 /// Where it listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ListenConfig {
     /// None stands for every address of the host.
     pub ip: Option<IpAddr>,
     /// The port; 0 takes any free one.
     pub port: u16,
+}
+
+impl ListenConfig {
+    /// Whether who calls `to` reaches this place.
+    fn answers(self, to: SocketAddr) -> bool {
+        self.port == to.port() && self.ip.is_none_or(|ip| ip == to.ip().to_canonical())
+    }
+
+    /// Whether both cannot be had at once: a port of every address leaves none for one address.
+    pub(super) fn overlaps(self, other: Self) -> bool {
+        let same = |ip: IpAddr| other.ip.is_none_or(|other| other == ip);
+        self.port == other.port && self.port > 0 && self.ip.is_none_or(same)
+    }
 }
 
 impl fmt::Display for ListenConfig {
@@ -83,10 +99,13 @@ impl InboundConfig {
             }
             return None;
         };
-        if let (ListenConfig { ip: Some(ip), port }, Local::Tcp(to)) = (listen, &forward)
-            && SocketAddr::new(ip, port) == *to
+        if let Local::Tcp(to) = &forward
+            && listen.answers(*to)
         {
-            s.mistake("forwards to the address that it listens on; give the application another address or port");
+            s.mistake(&format!(
+                "forwards to itself: {listen} answers at {to}, too; give the application another port, or listen on the address                  of this host alone, for example 10.0.0.7:{}",
+                to.port()
+            ));
         }
         (!wrong).then_some(Self {
             listen,
@@ -135,7 +154,7 @@ fn listen(text: &str) -> Result<ListenConfig, String> {
     }
     let address = text.parse::<SocketAddr>();
     let address = address.map_err(|_| "is neither a port nor address:port; write for example 8443 or 10.0.0.7:8443")?;
-    let ip = Some(address.ip()).filter(|ip| !ip.is_unspecified());
+    let ip = Some(address.ip().to_canonical()).filter(|ip| !ip.is_unspecified());
     Ok(ListenConfig { ip, port: address.port() })
 }
 

@@ -1,6 +1,9 @@
 //! Connecting to what is probed, and saying why it failed in the words of Istio's own agent.
 
-use crate::system::{Local, LocalStream, is_of_this_host, words};
+use crate::{
+    status::InboundPlace,
+    system::{Local, LocalStream, is_of_this_host, words},
+};
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -8,6 +11,7 @@ use std::{
 use tokio::{
     io::AsyncWriteExt,
     net::{TcpSocket, TcpStream, lookup_host},
+    sync::watch,
 };
 
 /// The source addresses that Istio's packet rules exempt from capture, so that a probe reaches the application itself.
@@ -24,11 +28,14 @@ pub(super) enum Source {
     Exempt,
 }
 
-/// A port of this host at which we listen ourselves, in front of the application: it is the application that is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A port of this host at which we listen ourselves, in front of the application: it is the application that is asked, as
+/// long as we do listen. If we cannot, the mesh must not call there, however well the application is.
+#[derive(Debug, Clone)]
 pub struct Detour {
     /// Our port.
     pub port: u16,
+    /// Whether we listen there.
+    pub place: watch::Receiver<InboundPlace>,
     /// Where the application is.
     pub to: Local,
     /// Whether it expects the header of the PROXY protocol.
@@ -41,6 +48,9 @@ const LOCAL: [u8; 16] = *b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0";
 
 impl Detour {
     async fn connect(&self) -> Result<LocalStream, String> {
+        if let InboundPlace::Failed(cause) = &*self.place.borrow() {
+            return Err(cause.clone());
+        }
         let failed = |error: io::Error| format!("dial {}: connect: {}", self.to, words(&error));
         let mut stream = self.to.connect().await.map_err(failed)?;
         if self.proxy_header {
@@ -113,6 +123,21 @@ mod tests {
         let port = v6.local_addr().unwrap().port();
         let (stream, accepted) = tokio::join!(dial("::1", port, Source::Exempt, &[]), v6.accept());
         assert!(stream.is_ok() && accepted.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_application_is_asked_while_we_listen_in_front_of_it() {
+        let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (fact, place) = watch::channel(InboundPlace::Absent);
+        let to = Local::Tcp(application.local_addr().unwrap());
+        let detours = [Detour { port: 1, place, to, proxy_header: false }];
+        for place in [InboundPlace::Absent, InboundPlace::Bound("127.0.0.1:1".parse().unwrap())] {
+            fact.send_replace(place);
+            assert!(dial("localhost", 1, Source::Exempt, &detours).await.is_ok());
+        }
+        fact.send_replace(InboundPlace::Failed("cannot listen on port 1".to_owned()));
+        let failed = dial("localhost", 1, Source::Exempt, &detours).await;
+        assert_eq!(failed.unwrap_err(), "cannot listen on port 1");
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use super::{
     Shared,
     connection::{self, Open},
-    refusal::Refusal,
+    refusal::{Refusal, Throttle},
     threads::Threads,
 };
 use crate::status::InboundRefusal;
@@ -11,7 +11,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener, TcpStream},
     sync::{Arc, atomic::Ordering::Relaxed},
-    time::Duration,
+    time::{Duration, Instant},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -25,13 +25,16 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>, threads: Thr
             Ok(listener) => listener,
             Err(error) => return tracing::error!(cause = %error, "the listener cannot be waited for"),
         };
+        let mut warnings = Throttle::default();
         loop {
             // The connection leaves this thread's runtime again: most of them live on another.
             match listener.accept().await.and_then(|(stream, from)| Ok((stream.into_std()?, from))) {
                 Ok((stream, from)) => admit(stream, from, &shared, &threads),
                 Err(error) if is_the_peers(&error) => {}
                 Err(error) => {
-                    tracing::warn!(cause = %error, "connections cannot be taken at present");
+                    if let Some(more) = warnings.due(Instant::now()) {
+                        tracing::warn!(cause = %error, more, "connections cannot be taken at present");
+                    }
                     tokio::time::sleep(SHORT).await;
                 }
             }
@@ -42,7 +45,9 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>, threads: Thr
 
 fn admit(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>, threads: &Threads) {
     let most = shared.settings.max_connections;
-    if shared.counters.open.load(Relaxed) >= most {
+    // Who has not shaken hands yet gives way to who might: strangers must not use up what the mesh needs. The evicted goes in
+    // a moment, so there is one more until then.
+    if shared.counters.open.load(Relaxed) >= most && !shared.admission.evict() {
         let refusal = Refusal::new(
             InboundRefusal::TooMany,
             format!("{most} connections are open already (maxConnections); closed at once"),

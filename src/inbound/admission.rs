@@ -37,6 +37,11 @@ impl Admission {
         Self { most: most.max(1), table: Arc::default() }
     }
 
+    /// Ends a handshake, so that there is room for another connection; false when none is in flight.
+    pub(super) fn evict(&self) -> bool {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).evict()
+    }
+
     /// A place, always; somebody else may lose theirs.
     pub(super) fn enter(&self, address: IpAddr) -> Ticket {
         let (sender, evicted) = oneshot::channel();
@@ -53,14 +58,13 @@ impl Admission {
 }
 
 impl Table {
-    /// Ends the oldest handshake of the address with the most.
-    fn evict(&mut self) {
+    /// Ends the oldest handshake of the address with the most, if there is any.
+    fn evict(&mut self) -> bool {
         let busiest = self.by_address.iter().max_by_key(|(_, tickets)| tickets.len()).map(|(address, _)| *address);
         let oldest = busiest.and_then(|address| Some((address, self.by_address.get(&address)?.front()?.0)));
-        let Some((address, number)) = oldest else { return };
-        if let Some(sender) = self.remove(address, number) {
-            let _ = sender.send(()); // it may have ended by itself just now
-        }
+        let Some(sender) = oldest.and_then(|(address, number)| self.remove(address, number)) else { return false };
+        let _ = sender.send(()); // it may have ended by itself just now
+        true
     }
 
     fn remove(&mut self, address: IpAddr, number: u64) -> Option<oneshot::Sender<()>> {
@@ -109,8 +113,10 @@ mod tests {
         }
         assert!(!lost(&mut honest) && !lost(&mut late));
         assert_eq!(held.iter_mut().map(lost).filter(|lost| !lost).count(), 2);
+        assert!(admission.evict() && lost(&mut held[100]) && !lost(&mut honest));
         drop(held);
         drop((honest, late));
+        assert!(!admission.evict());
         let table = admission.table.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(table.count == 0 && table.by_address.is_empty());
     }

@@ -29,8 +29,8 @@ use tokio::{
 
 /// Bound on connecting to the application. On this host it takes no time, or the application takes no connections.
 const CONNECT: Duration = Duration::from_secs(3);
-/// A connection that is to end does so when nothing was moved for so long.
-const QUIET: Duration = Duration::from_millis(200);
+/// From one look whether a connection that is to end is quiet to the next, at most and at least.
+const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(10));
 /// From the last sign of life to the first question whether the peer is there, and from one to the next; then it is gone.
 const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
 
@@ -80,7 +80,7 @@ async fn welcome(peer: &mut TcpStream, shared: &Arc<Shared>, mut ticket: Ticket)
         }),
         () = ticket.evicted() => Err(Refusal::new(
             InboundRefusal::Evicted,
-            "too many handshakes were in flight (maxHandshakes), and this was the oldest of the busiest address",
+            "no room was left (maxHandshakes, or maxConnections), and this was the oldest handshake of the busiest address",
         )),
     }
 }
@@ -99,7 +99,7 @@ async fn forward(peer: TcpStream, from: SocketAddr, mut welcome: Welcome, shared
     let application = match connect(&settings.forward).await {
         Ok(application) => application,
         Err(cause) => {
-            let text = format!("the application at {} takes no connection: {cause}; is it running?", settings.forward);
+            let text = format!("the application at {} takes no connection: {cause}", settings.forward);
             return refuse(peer, from, &Refusal::new(InboundRefusal::Application, text), shared);
         }
     };
@@ -121,11 +121,29 @@ async fn forward(peer: TcpStream, from: SocketAddr, mut welcome: Welcome, shared
     }
 }
 
-/// Connects to the application, or says why not.
+/// Connects to the application, or says why not, and what to do about it.
 async fn connect(to: &Local) -> Result<LocalStream, String> {
     match timeout(CONNECT, to.connect()).await {
-        Ok(connected) => connected.map_err(|error| words(&error)),
-        Err(_) => Err(format!("not taken within {}", humantime::format_duration(CONNECT))),
+        Ok(connected) => connected.map_err(|error| format!("{}{}", words(&error), advice(to, error.kind()))),
+        Err(_) => Err(format!("not taken within {}; is it overloaded, or stuck?", humantime::format_duration(CONNECT))),
+    }
+}
+
+fn advice(to: &Local, error: io::ErrorKind) -> &'static str {
+    match (to, error) {
+        // The sandbox of the service shows as if nothing were there.
+        (Local::Unix(path), io::ErrorKind::NotFound) if path.starts_with("/tmp") || path.starts_with("/var/tmp") => {
+            "; the service does not see the host's /tmp (PrivateTmp=): let the application have its socket below /run"
+        }
+        (Local::Unix(path), io::ErrorKind::PermissionDenied | io::ErrorKind::NotFound) if path.starts_with("/home") => {
+            "; the service does not see /home (ProtectHome=): let the application have its socket below /run"
+        }
+        (Local::Unix(_), io::ErrorKind::PermissionDenied) => {
+            "; the user that we-agent runs as must be allowed to write to the socket and to pass the directories above it: give \
+             the service the socket's group (SupplementaryGroups= in a drop-in)"
+        }
+        (_, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => "; is it running?",
+        _ => "",
     }
 }
 
@@ -147,7 +165,7 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
     let mut phase = shared.phase.clone();
     let mut ending = ending(*phase.borrow_and_update());
     let next = |pump: &Pump, ending: Option<Instant>| match ending {
-        Some(until) => until.min(Instant::now() + QUIET),
+        Some(until) => until.min(Instant::now() + look(until)),
         None => old.into_iter().fold(pump.moved + settings.idle, Instant::min),
     };
     let mut wake = pin!(sleep_until(next(pump, ending).into()));
@@ -162,11 +180,14 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
             () = &mut wake => {
                 let now = Instant::now();
                 match ending {
-                    None if now >= pump.moved + settings.idle => return End::Quiet,
+                    // What is on its way and not taken would be lost: that is no regular end.
+                    None if now >= pump.moved + settings.idle => {
+                        return if pump.is_empty() { End::Quiet } else { End::Broken };
+                    }
                     None if old.is_some_and(|old| now >= old) => ending = Some(now + settings.drain),
                     Some(until) if now >= until => return End::Broken,
                     // Who was asked and has not answered yet is not quiet, but busy.
-                    Some(_) if !pump.asked && now >= pump.moved + QUIET => return End::Quiet,
+                    Some(until) if pump.rests() && now >= pump.moved + quiet(settings.drain, until, now) => return End::Quiet,
                     _ => {}
                 }
             }
@@ -175,9 +196,58 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
     }
 }
 
+/// For how long nothing must have been moved on a connection that is to end at `until` at the latest. Bytes do not tell a
+/// pause in the middle of an answer from the time between two requests, so a pause gets half of all the time there is; in
+/// the last half a shorter one will do, for who calls all the time is better ended between two calls than in one.
+fn quiet(drain: Duration, until: Instant, now: Instant) -> Duration {
+    (drain / 2).min(until.saturating_duration_since(now))
+}
+
+/// When to look again: more often towards the end, as less is asked for.
+fn look(until: Instant) -> Duration {
+    let (most, least) = LOOK;
+    (until.saturating_duration_since(Instant::now()) / 4).clamp(least, most)
+}
+
 fn ending(phase: Phase) -> Option<Instant> {
     match phase {
         Phase::Serving => None,
         Phase::Draining(until) => Some(until),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn the_advice_is_that_for_the_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("app.sock");
+        let cause = async |to: Local| connect(&to).await.unwrap_err();
+        assert_eq!(cause(Local::Unix("/nowhere/app.sock".into())).await, "no such file or directory; is it running?");
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        assert_eq!(cause(Local::Unix(socket)).await, "connection refused; is it running?");
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        assert_eq!(cause(Local::Tcp(closed)).await, "connection refused; is it running?");
+        let tmp = cause(Local::Unix("/tmp/no such directory/app.sock".into())).await;
+        assert!(tmp.starts_with("no such file or directory; the service does not see the host's /tmp"), "{tmp}");
+        let denied = advice(&Local::Unix("/run/app.sock".into()), io::ErrorKind::PermissionDenied);
+        assert!(denied.contains("SupplementaryGroups="), "{denied}");
+        assert_eq!(advice(&Local::Tcp(closed), io::ErrorKind::AddrNotAvailable), "");
+    }
+
+    #[test]
+    fn less_and_less_has_to_be_quiet() {
+        const SECOND: Duration = Duration::from_secs(1);
+        let now = Instant::now();
+        let quiet = |left| quiet(5 * SECOND, now + left, now);
+        assert_eq!(quiet(5 * SECOND), 5 * SECOND / 2);
+        assert_eq!(quiet(3 * SECOND), 5 * SECOND / 2);
+        assert_eq!(quiet(SECOND), SECOND);
+        assert_eq!(quiet(Duration::ZERO), Duration::ZERO);
+        // It neither spins nor sleeps through.
+        assert_eq!((look(now), look(now + 9 * SECOND)), (LOOK.1, LOOK.0));
     }
 }

@@ -7,6 +7,7 @@ use super::{
     tls::{MOST_TAIL, Tls},
 };
 use crate::status::InboundRefusal;
+use bytes::BufMut;
 use std::{
     sync::Arc,
     time::{Duration, Instant, SystemTime},
@@ -88,21 +89,24 @@ async fn negotiate(
             out.clear();
         }
         inbox.drain(..taken.map_err(|error| Refusal::of_tls(&error))?);
+        // Also of what follows the handshake: the pump has room for so much.
+        if inbox.len() > MOST_TAIL {
+            return Err(Refusal::new(InboundRefusal::Handshake, "a message of its handshake is too long"));
+        }
         if !tls.state().is_handshaking() {
             inbox.shrink_to_fit();
             tls.tail = inbox;
             return Ok((tls, said));
         }
-        if inbox.len() > MOST_TAIL {
-            return Err(Refusal::new(InboundRefusal::Handshake, "a message of its handshake is too long"));
-        }
         read(peer, &mut inbox).await?;
     }
 }
 
+/// Reads once, and not more than [`READ`], however much room `inbox` has from before: what it holds is bounded between two
+/// reads.
 async fn read(peer: &mut TcpStream, inbox: &mut Vec<u8>) -> Result<(), Refusal> {
     inbox.reserve(READ);
-    match peer.read_buf(inbox).await {
+    match peer.read_buf(&mut inbox.limit(READ)).await {
         Ok(0) => Err(aborted("it closed the connection")),
         Ok(_) => Ok(()),
         Err(error) => Err(aborted(&error.to_string())),
@@ -111,4 +115,27 @@ async fn read(peer: &mut TcpStream, inbox: &mut Vec<u8>) -> Result<(), Refusal> 
 
 fn aborted(cause: &str) -> Refusal {
     Refusal::new(InboundRefusal::Aborted, format!("the peer left before the end of the handshake: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn room_from_before_does_not_make_a_read_larger() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let mut taken = listener.accept().await.unwrap().0;
+        peer.write_all(&[7; 4 * READ]).await.unwrap();
+        let mut inbox = Vec::with_capacity(8 * READ);
+        while inbox.len() < 4 * READ {
+            let before = inbox.len();
+            read(&mut taken, &mut inbox).await.unwrap();
+            assert!((1..=READ).contains(&(inbox.len() - before)));
+        }
+        drop(peer);
+        assert_eq!(read(&mut taken, &mut inbox).await.unwrap_err().kind, InboundRefusal::Aborted);
+    }
 }

@@ -15,7 +15,10 @@ use rustls::{
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
-use std::{sync::Arc, time::SystemTime};
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 /// The application protocols that we agree to when they are offered, the best first. Clients of the mesh offer names of
 /// Istio's own beside the usual ones, and the usual ones say more of what follows. Who offers both versions of HTTP can speak
@@ -70,15 +73,7 @@ impl Keys {
         now: SystemTime,
     ) -> Result<Self, Error> {
         let provider = Arc::new(aws_lc_rs::default_provider());
-        let roots = match previous.filter(|previous| previous.svid.is_valid(now)) {
-            Some(previous) => context.bundle.union(&previous.bundle),
-            None => context.bundle.clone(),
-        };
-        let caller = Caller {
-            roots: PeerRoots::new(&roots),
-            guard: guard.clone(),
-            algorithms: provider.signature_verification_algorithms,
-        };
+        let caller = Caller::new(context, previous, guard, now, provider.signature_verification_algorithms);
         let base = config(provider, Arc::new(caller), context)?;
         let with = |protocol: Option<&[u8]>| {
             let mut config = base.clone();
@@ -120,8 +115,35 @@ fn config(provider: Arc<CryptoProvider>, caller: Arc<Caller>, context: &X509Cont
 #[derive(Debug)]
 struct Caller {
     roots: PeerRoots,
+    /// These together with those that came before, and until when they count: looked at in each handshake, for without a
+    /// renewal nobody makes this anew.
+    wider: Option<(PeerRoots, SystemTime)>,
     guard: Arc<Guard>,
     algorithms: WebPkiSupportedAlgorithms,
+}
+
+impl Caller {
+    fn new(
+        context: &X509Context,
+        previous: Option<&X509Context>,
+        guard: &Arc<Guard>,
+        now: SystemTime,
+        algorithms: WebPkiSupportedAlgorithms,
+    ) -> Self {
+        let wider = previous
+            .filter(|previous| previous.svid.is_valid(now))
+            .map(|previous| (PeerRoots::new(&context.bundle.union(&previous.bundle)), previous.svid.not_after()));
+        Self { roots: PeerRoots::new(&context.bundle), wider, guard: guard.clone(), algorithms }
+    }
+
+    /// The roots that count at `now`.
+    fn roots(&self, now: UnixTime) -> &PeerRoots {
+        let now = UNIX_EPOCH + Duration::from_secs(now.as_secs());
+        match &self.wider {
+            Some((wider, until)) if now < *until => wider,
+            _ => &self.roots,
+        }
+    }
 }
 
 impl ClientCertVerifier for Caller {
@@ -136,7 +158,7 @@ impl ClientCertVerifier for Caller {
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
         let refused = |refusal| Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal))));
-        let peer = self.roots.client(leaf, intermediates, now).map_err(|error| {
+        let peer = self.roots(now).client(leaf, intermediates, now).map_err(|error| {
             let kind = match error {
                 PeerError::Unreadable | PeerError::Issuer { .. } | PeerError::Chain { .. } => InboundRefusal::Untrusted,
                 PeerError::Names(..) | PeerError::Id(_) | PeerError::Authority(_) => InboundRefusal::NoSpiffeId,
@@ -174,6 +196,37 @@ impl ClientCertVerifier for Caller {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::{
+        authority::{Authority, Leaf},
+        spiffe::{KeyKind, PrivateKey},
+    };
+    use rustls::pki_types::pem::PemObject;
+
+    #[test]
+    fn roots_of_before_count_as_long_as_the_certificate_that_came_with_them() {
+        const MINUTE: Duration = Duration::from_secs(60);
+        let now = SystemTime::now();
+        let (id, uris) = ("spiffe://td/ns/a/sa/b", ["spiffe://td/ns/a/sa/b"]);
+        let issue = |authority: &Authority, life: u32| {
+            let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
+            let leaf = Leaf { not_after: now + life * MINUTE, ..Leaf::new(&uris, now) };
+            let answer = authority.issue(key.pem(), &leaf);
+            (X509Context::from_answer(&id.parse().unwrap(), key, &answer, now).unwrap(), answer)
+        };
+        let (old, new) = (Authority::root("old"), Authority::root("new"));
+        let (previous, (current, _)) = (issue(&old, 10).0, issue(&new, 60));
+        let guard = Arc::new(Guard { ours: id.parse().unwrap(), allow: Vec::new() });
+        let algorithms = aws_lc_rs::default_provider().signature_verification_algorithms;
+        let caller = Caller::new(&current, Some(&previous), &guard, now, algorithms);
+        let verdict = |peer: &[String], minutes: u32| {
+            let leaf = CertificateDer::from_pem_slice(peer[0].as_bytes()).unwrap();
+            let at = (now + minutes * MINUTE).duration_since(UNIX_EPOCH).unwrap();
+            caller.verify_client_cert(&leaf, &[], UnixTime::since_unix_epoch(at)).is_ok()
+        };
+        let (of_old, of_new) = (issue(&old, 60).1, issue(&new, 60).1);
+        assert!(verdict(&of_old, 9) && verdict(&of_new, 9));
+        assert!(!verdict(&of_old, 11) && verdict(&of_new, 11));
+    }
 
     fn chosen(offered: &[&str]) -> Option<&'static str> {
         choose(offered.iter().map(|p| p.as_bytes())).map(|at| std::str::from_utf8(PROTOCOLS[at]).unwrap())

@@ -30,17 +30,23 @@ impl Lane {
         self.held.is_empty()
     }
 
-    /// Sends what is held; ready when all has gone.
-    pub(super) fn flush(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> Poll<io::Result<()>> {
+    /// Sends what is held, as far as it goes. Whether any of it went: a reader that takes little at a time is slow, but it is
+    /// there.
+    pub(super) fn flush(&mut self, cx: &mut Context<'_>, to: &mut (impl AsyncWrite + Unpin)) -> io::Result<bool> {
+        if self.held.is_empty() {
+            return Ok(false);
+        }
+        let before = self.at;
         while self.at < self.held.len() {
-            self.at += ready!(write(cx, to, &self.held[self.at..]))?;
+            match write(cx, to, &self.held[self.at..]) {
+                Poll::Ready(sent) => self.at += sent?,
+                Poll::Pending => return Ok(self.at > before),
+            }
         }
-        if !self.held.is_empty() {
-            // Given back: most connections hold nothing most of the time.
-            self.held = Vec::new();
-            self.at = 0;
-        }
-        Poll::Ready(Ok(()))
+        // Given back: most connections hold nothing most of the time.
+        self.held = Vec::new();
+        self.at = 0;
+        Ok(true)
     }
 
     /// Sends `bytes` as far as they go, and holds the rest.

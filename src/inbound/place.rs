@@ -29,7 +29,9 @@ pub struct Place {
 impl Place {
     /// At a port of one address, or of every address, for `workload`.
     pub fn new(workload: &str, ip: Option<IpAddr>, port: u16) -> Self {
-        Self { ip, port, name: format!("{}{workload}-{port}", listen::INBOUND), inherited: None }
+        // Without colons, which a name may not have (sd_pid_notify_with_fds(3)).
+        let at = ip.map_or_else(String::new, |ip| format!("{ip}-").replace(':', "."));
+        Self { ip, port, name: format!("{}{workload}-{at}{port}", listen::INBOUND), inherited: None }
     }
 
     /// Serves the socket of the service manager that is bound there already, if there is one: of a socket unit, else one that
@@ -100,6 +102,11 @@ impl Place {
             None => format!("port {}", self.port),
         };
         let fix = match error.kind() {
+            io::ErrorKind::AddrInUse if self.ip.is_none() => &format!(
+                "; somebody else listens there, on one address at least: if it is the application on a loopback address, let us \
+                 listen on this host's own alone (`listen: 10.0.0.7:{}`, if that is it), else give it another port",
+                self.port
+            ),
             io::ErrorKind::AddrInUse => {
                 "; somebody else listens there: let the application listen on a loopback address alone, or on another port"
             }
@@ -119,4 +126,30 @@ fn bind(at: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseaddr(true)?; // connections of before may linger
     socket.bind(at)?;
     socket.listen(BACKLOG)?.into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn each_socket_that_is_kept_has_a_name_of_its_own() {
+        let name = |ip: &str| Place::new("a", ip.parse().ok(), 80).name;
+        assert_eq!(name(""), "inbound-a-80");
+        assert_eq!(name("10.0.0.7"), "inbound-a-10.0.0.7-80");
+        assert_eq!(name("fd00::1"), "inbound-a-fd00..1-80");
+    }
+
+    #[test]
+    fn who_has_the_application_on_loopback_already_is_told_what_to_write() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let place = Place::new("a", None, port);
+        let trouble = place.trouble(&place.bind().unwrap_err());
+        assert!(trouble.contains(&format!("`listen: 10.0.0.7:{port}`")), "{trouble}");
+        let place = Place::new("a", Some(Ipv4Addr::LOCALHOST.into()), port);
+        let trouble = place.trouble(&place.bind().unwrap_err());
+        assert!(trouble.contains("let the application listen on a loopback address alone"), "{trouble}");
+    }
 }

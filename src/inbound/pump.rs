@@ -33,7 +33,7 @@ pub(super) struct Pump {
     /// When bytes were moved last.
     pub(super) moved: Instant,
     /// The last bytes went to the application, which may owe an answer.
-    pub(super) asked: bool,
+    asked: bool,
 }
 
 impl Pump {
@@ -65,9 +65,24 @@ impl Pump {
         Poll::Pending
     }
 
-    /// Ends a connection on which all is quiet, in order: both ends learn that no more will come.
+    /// Whether nothing is on its way: all that was taken from one end has gone to the other.
+    pub(super) fn is_empty(&self) -> bool {
+        self.inward.is_empty() && self.outward.is_empty()
+    }
+
+    /// Whether, besides, the application owes the peer nothing.
+    pub(super) fn rests(&self) -> bool {
+        self.is_empty() && !self.owes()
+    }
+
+    /// It was asked last, or the peer has said its last word and waits.
+    fn owes(&self) -> bool {
+        self.asked || (self.inward.ended && !self.outward.ended)
+    }
+
+    /// Ends a connection on which nothing is on its way, in order: both ends learn that no more will come.
     pub(super) fn close(mut self) {
-        if let Some(tls) = self.tls.as_mut().filter(|_| !self.said_end && self.outward.is_empty()) {
+        if let Some(tls) = self.tls.as_mut().filter(|_| !self.said_end) {
             with_buffers(|buffers| {
                 if let Ok(length) = tls.seal_end(&mut buffers.sealed) {
                     let _ = self.peer.try_write(&buffers.sealed[..length]); // it is quiet, so there is room
@@ -89,16 +104,16 @@ impl Pump {
         if self.inward.closed {
             return Ok(false);
         }
-        let held = !self.inward.is_empty();
-        if self.inward.flush(cx, &mut self.application)?.is_pending() {
-            return Ok(false);
+        let flushed = self.inward.flush(cx, &mut self.application)?;
+        if !self.inward.is_empty() {
+            return Ok(flushed);
         }
         if self.inward.ended {
             let shut = Pin::new(&mut self.application).poll_shutdown(cx)?;
             self.inward.closed = shut.is_ready();
-            return Ok(self.inward.closed);
+            return Ok(self.inward.closed || flushed);
         }
-        Ok(with_buffers(|buffers| self.receive(cx, buffers, counters))? || held)
+        Ok(with_buffers(|buffers| self.receive(cx, buffers, counters))? || flushed)
     }
 
     /// Reads from the peer, if there is anything.
@@ -140,14 +155,14 @@ impl Pump {
         if self.outward.closed {
             return Ok(false);
         }
-        let held = !self.outward.is_empty();
-        if self.outward.flush(cx, &mut self.peer)?.is_pending() {
-            return Ok(false);
+        let flushed = self.outward.flush(cx, &mut self.peer)?;
+        if !self.outward.is_empty() {
+            return Ok(flushed);
         }
         if self.outward.ended {
-            return self.end_outward(cx);
+            return Ok(self.end_outward(cx)? || flushed);
         }
-        Ok(with_buffers(|buffers| self.answer(cx, buffers, counters))? || held)
+        Ok(with_buffers(|buffers| self.answer(cx, buffers, counters))? || flushed)
     }
 
     /// Reads from the application, if there is anything.
@@ -192,3 +207,6 @@ fn read(cx: &mut Context<'_>, from: &mut (impl AsyncRead + Unpin), to: &mut [u8]
         Poll::Pending => Ok(Poll::Pending),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use std::{
 };
 use tracing::Span;
 
-/// From one line for a reason to the next.
+/// From one line to the next of the same kind.
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Why, in one word for metrics and one line for people.
@@ -53,13 +53,26 @@ impl Refusal {
 #[derive(Debug)]
 pub(super) struct Journal {
     span: Span,
-    said: Mutex<[Said; InboundRefusal::ALL.len()]>,
+    said: Mutex<[Throttle; InboundRefusal::ALL.len()]>,
 }
 
+/// What is said at once the first time, and then once in ten seconds at most.
 #[derive(Debug, Clone, Copy, Default)]
-struct Said {
+pub(super) struct Throttle {
     last: Option<Instant>,
     since: u64,
+}
+
+impl Throttle {
+    /// Whether it is time for a line, and how many were left out since the last one.
+    pub(super) fn due(&mut self, now: Instant) -> Option<u64> {
+        if self.last.is_some_and(|last| now < last + EVERY) {
+            self.since += 1;
+            return None;
+        }
+        self.last = Some(now);
+        Some(std::mem::take(&mut self.since))
+    }
 }
 
 impl Journal {
@@ -80,16 +93,8 @@ impl Journal {
         });
     }
 
-    /// Whether it is time for a line, and how many were left out since the last one.
     fn due(&self, kind: InboundRefusal, now: Instant) -> Option<u64> {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = &mut said[kind as usize];
-        if said.last.is_some_and(|last| now < last + EVERY) {
-            said.since += 1;
-            return None;
-        }
-        said.last = Some(now);
-        Some(std::mem::take(&mut said.since))
+        self.said.lock().unwrap_or_else(PoisonError::into_inner)[kind as usize].due(now)
     }
 }
 

@@ -1,7 +1,7 @@
 //! All facts of all workloads, to be read at once or waited for.
 
 use super::{Facts, Report, WorkloadReport};
-use std::{future::Future, pin::pin, task::Poll, time::SystemTime};
+use std::{future::Future, task::Poll, time::SystemTime};
 use tokio::sync::watch;
 
 /// What is known of one workload before any loop runs, and the reading ends of its facts.
@@ -55,18 +55,12 @@ impl Status {
     /// Waits until a fact has changed since the last call. Dropping the future loses nothing.
     pub async fn changed(&mut self) {
         let listed = {
-            let mut facts: Vec<_> = self.watched.iter_mut().map(|facts| Box::pin(facts.changed())).collect();
-            let mut list = pin!(news(&mut self.workloads));
-            std::future::poll_fn(|context| {
-                if list.as_mut().poll(context).is_ready() {
-                    return Poll::Ready(true);
-                }
-                match facts.iter_mut().any(|facts| facts.as_mut().poll(context).is_ready()) {
-                    true => Poll::Ready(false),
-                    false => Poll::Pending,
-                }
-            })
-            .await
+            let facts = any(self.watched.iter_mut().map(Facts::changed));
+            tokio::select! {
+                biased;
+                () = news(&mut self.workloads) => true,
+                () = facts => false,
+            }
         };
         if listed {
             self.watched = watched(&self.workloads.borrow());
@@ -83,6 +77,7 @@ fn watched(workloads: &Workloads) -> Vec<Facts> {
         facts.membership.mark_unchanged();
         facts.health.mark_unchanged();
         facts.addresses.mark_unchanged();
+        facts.inbounds.iter_mut().for_each(|inbound| inbound.place.mark_unchanged());
     }
     watched
 }
@@ -96,8 +91,19 @@ impl Facts {
             () = news(&mut self.membership) => {}
             () = news(&mut self.health) => {}
             () = news(&mut self.addresses) => {}
+            () = any(self.inbounds.iter_mut().map(|inbound| news(&mut inbound.place))) => {}
         }
     }
+}
+
+/// Waits for one of them; for ever when there is none.
+async fn any<F: Future<Output = ()>>(all: impl Iterator<Item = F>) {
+    let mut all: Vec<_> = all.map(Box::pin).collect();
+    std::future::poll_fn(|context| match all.iter_mut().any(|one| one.as_mut().poll(context).is_ready()) {
+        true => Poll::Ready(()),
+        false => Poll::Pending,
+    })
+    .await;
 }
 
 /// A fact whose writer is gone does not change any more.

@@ -1,8 +1,19 @@
 //! A place on this host alone where a program listens.
 
-use std::{fmt, io, net::SocketAddr, path::PathBuf};
-use tokio::net::{TcpStream, UnixStream};
+use std::{
+    fmt, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{
+    net::{TcpStream, UnixStream},
+    time::sleep,
+};
 use tokio_util::either::Either;
+
+/// From one attempt at a full unix socket to the next: the first pause, which doubles, and the longest.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(64));
 
 /// Where a program listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,7 +28,8 @@ pub enum Local {
 pub type LocalStream = Either<TcpStream, UnixStream>;
 
 impl Local {
-    /// Connects.
+    /// Connects. Waits while more connections wait there already than the program lets (its backlog); whoever calls bounds
+    /// that.
     ///
     /// # Errors
     /// When nobody listens there, or we may not.
@@ -28,8 +40,21 @@ impl Local {
                 stream.set_nodelay(true)?;
                 Either::Left(stream)
             }
-            Self::Unix(path) => Either::Right(UnixStream::connect(path).await?),
+            Self::Unix(path) => Either::Right(unix(path).await?),
         })
+    }
+}
+
+/// A TCP connection waits in the kernel for a place in the backlog; one by a unix socket that does not block fails at once
+/// (EAGAIN, connect(2)), and nothing tells when there is room.
+async fn unix(path: &Path) -> io::Result<UnixStream> {
+    let (mut pause, longest) = PAUSE;
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => sleep(pause).await,
+            connected => return connected,
+        }
+        pause = (pause * 2).min(longest);
     }
 }
 
@@ -39,5 +64,37 @@ impl fmt::Display for Local {
             Self::Tcp(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use nix::sys::socket::{Backlog, listen};
+    use std::os::unix::net::UnixListener;
+    use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn a_full_backlog_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.sock");
+        let busy = UnixListener::bind(&path).unwrap();
+        listen(&busy, Backlog::new(1).unwrap()).unwrap();
+        let mut waiting = Vec::new();
+        let full = loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 10);
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let local = Local::Unix(path);
+        let connect = local.connect();
+        tokio::pin!(connect);
+        assert!(timeout(4 * PAUSE.0, &mut connect).await.is_err(), "it does not wait");
+        let _taken = busy.accept().unwrap();
+        timeout(Duration::from_secs(20), connect).await.unwrap().unwrap();
     }
 }

@@ -7,6 +7,7 @@ mod callers;
 mod client;
 mod envoy;
 mod mesh;
+mod renegotiation;
 mod restart;
 
 use crate::{
@@ -231,6 +232,26 @@ async fn what_is_idle_or_old_is_ended() {
 }
 
 #[tokio::test]
+async fn what_is_held_when_the_time_is_over_is_no_regular_end() {
+    const SIZE: usize = 40 << 20;
+    let lab = lab().spawn().await.unwrap();
+    let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let more = ", mode: permissive, idleTimeout: 500ms";
+    let (_host, mut agent, at) = started(vm(&lab, application.local_addr().unwrap(), more)).await;
+    let mut stream = TcpStream::connect(at).await.unwrap();
+    stream.write_all(b"?").await.unwrap();
+    let (mut answers, _) = application.accept().await.unwrap();
+    let writing = tokio::spawn(async move { answers.write_all(&vec![7; SIZE]).await });
+    // The caller does not read, so it is ended; and it must not take the beginning for the whole.
+    agent.until("payments", "ended", |w| w.inbound[0].bytes_out > 0 && w.inbound[0].open == 0).await;
+    let mut answer = Vec::new();
+    let read = timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap();
+    assert!(read.is_err() && answer.len() < SIZE, "{read:?}, {} bytes", answer.len());
+    assert!(writing.await.unwrap().is_err());
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_stop_lets_open_connections_end_and_takes_no_new_ones() {
     let lab = lab().spawn().await.unwrap();
     let echo = Echo::start().await;
@@ -275,7 +296,7 @@ async fn a_stop_lets_open_connections_end_and_takes_no_new_ones() {
 async fn a_stop_waits_for_an_answer_that_is_owed() {
     let lab = lab().spawn().await.unwrap();
     let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let (_host, agent, at) = started(vm(&lab, slow.local_addr().unwrap(), ", drainTimeout: 20s")).await;
+    let (_host, agent, at) = started(vm(&lab, slow.local_addr().unwrap(), ", drainTimeout: 8s")).await;
     let mut stream = Pod::new(&lab, WEB).connect(at).await.unwrap();
     stream.write_all(b"?").await.unwrap();
     let (mut application, _) = slow.accept().await.unwrap();
@@ -288,6 +309,41 @@ async fn a_stop_waits_for_an_answer_that_is_owed() {
     let mut answer = Vec::new();
     timeout(SOON, stream.read_to_end(&mut answer)).await.unwrap().unwrap();
     assert_eq!(answer, b"!");
+    stopping.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stop_waits_for_the_rest_of_an_answer() {
+    const SIZE: usize = 20 << 20;
+    /// Longer than it takes to look for quiet connections.
+    const PAUSE: Duration = Duration::from_millis(700);
+    let lab = lab().spawn().await.unwrap();
+    let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (_host, agent, at) = started(vm(&lab, slow.local_addr().unwrap(), ", drainTimeout: 30s")).await;
+    let pod = Pod::new(&lab, WEB);
+    // One application pauses in the middle of its answer, one caller in the middle of reading it.
+    let mut paused = pod.connect(at).await.unwrap();
+    let (mut pauses, _) = slow.accept().await.unwrap();
+    pauses.write_all(b"the beginning").await.unwrap();
+    paused.read_exact(&mut [0; 13]).await.unwrap();
+    let mut read = pod.connect(at).await.unwrap();
+    let (mut large, _) = slow.accept().await.unwrap();
+    let writing = tokio::spawn(async move { large.write_all(&vec![7; SIZE]).await.unwrap() });
+    read.read_exact(&mut [0; 1]).await.unwrap();
+    let stopping = tokio::spawn(agent.stop());
+    let early = timeout(PAUSE, paused.read(&mut [0])).await;
+    assert!(early.is_err() && !stopping.is_finished(), "{early:?}");
+    let mut rest = Vec::with_capacity(SIZE);
+    timeout(SOON, read.read_to_end(&mut rest)).await.unwrap().unwrap();
+    assert_eq!(rest.len(), SIZE - 1);
+    drop(read);
+    writing.await.unwrap();
+    pauses.write_all(b" and the end").await.unwrap();
+    drop(pauses);
+    let mut rest = String::new();
+    timeout(SOON, paused.read_to_string(&mut rest)).await.unwrap().unwrap();
+    assert_eq!(rest, " and the end");
+    drop(paused);
     stopping.await.unwrap();
 }
 

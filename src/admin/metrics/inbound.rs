@@ -46,6 +46,15 @@ impl Collector for Listeners {
         if self.0.is_empty() {
             return Ok(());
         }
+        let mut listening = e.encode_descriptor(
+            "we_agent_inbound_listening",
+            "Whether it listens: 1, or 0 while it cannot",
+            None,
+            MetricType::Gauge,
+        )?;
+        for (labels, inbound) in &self.0 {
+            listening.encode_family(labels)?.encode_gauge(&u64::from(inbound.address.is_some()))?;
+        }
         let mut open =
             e.encode_descriptor("we_agent_inbound_open", "Connections that are open now", None, MetricType::Gauge)?;
         for (labels, inbound) in &self.0 {
@@ -102,12 +111,16 @@ mod tests {
             ..InboundReport::default()
         };
         let labels = vec![("workload", "payments".to_owned()), ("listen", "[::]:8443".to_owned())];
+        let deaf = vec![("workload", "payments".to_owned()), ("listen", "8444".to_owned())];
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Listeners(vec![(labels, inbound)])));
+        let both = vec![(labels, inbound), (deaf, InboundReport::default())];
+        registry.register_collector(Box::new(Listeners(both)));
         let mut text = String::new();
         encode(&mut text, &registry).unwrap();
         let of = "workload=\"payments\",listen=\"[::]:8443\"";
         for line in [
+            format!("we_agent_inbound_listening{{{of}}} 1"),
+            "we_agent_inbound_listening{workload=\"payments\",listen=\"8444\"} 0".to_owned(),
             format!("we_agent_inbound_open{{{of}}} 2"),
             format!("we_agent_inbound_connections_total{{{of}}} 9"),
             format!("we_agent_inbound_bytes_total{{{of},direction=\"in\"}} 5"),

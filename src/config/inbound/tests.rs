@@ -61,10 +61,24 @@ fn each_mistake_is_told() {
         ("[{listen: 8443, forward: 8080, maxConnections: 0}]", "is no number"),
         ("[{listen: 8443, forward: 8080, idleTimeout: 2years}]", "is longer than a year"),
         ("[{listen: 8443, forward: 8080, drainTimeout: 2m}]", "is longer than 60s"),
-        ("[{listen: '127.0.0.1:80', forward: 80}]", "the address that it listens on"),
+        ("[{listen: '127.0.0.1:80', forward: 80}]", "forwards to itself: 127.0.0.1:80 answers at 127.0.0.1:80, too"),
+        ("[{listen: 80, forward: 80}]", "forwards to itself: 80 answers at 127.0.0.1:80, too; give the application"),
+        ("[{listen: '[::]:80', forward: '127.0.0.5:80'}]", "forwards to itself"),
+        ("[{listen: '0.0.0.0:80', forward: '[::1]:80'}]", "forwards to itself"),
+        ("[{listen: '[::ffff:127.0.0.1]:80', forward: 80}]", "forwards to itself"),
         ("[{listen: 80, forward: 81}, {listen: 80, forward: 82}]", "listens on 80, and so does"),
+        ("[{listen: 80, forward: 81}, {listen: '10.0.0.7:80', forward: 82}]", "listens on 10.0.0.7:80, and so does"),
+        ("[{listen: '10.0.0.7:80', forward: 81}, {listen: 80, forward: 82}]", "workload payments (10.0.0.7:80)"),
+        ("[{listen: '[fd00::1]:80', forward: 81}, {listen: '[fd00::1]:80', forward: 82}]", "another port, or each"),
     ] {
         let error = read(inbound).unwrap_err();
         assert!(error.contains(told), "{inbound}: {error}");
     }
+}
+
+#[test]
+fn one_port_can_be_had_on_several_addresses() {
+    let several = "[{listen: '10.0.0.7:80', forward: 80}, {listen: '10.0.0.8:80', forward: 81}, {listen: 0, forward: 82}, \
+                   {listen: 0, forward: 83}]";
+    assert_eq!(read(several).unwrap().len(), 4);
 }

@@ -64,9 +64,11 @@ impl WorkloadReport {
         if !certified {
             return Some(self.identity.cause.clone().unwrap_or_else(|| words.to_owned()));
         }
+        let deaf = || self.inbound.iter().find_map(|listener| listener.cause.clone());
         let words = match registration {
-            RegistrationState::Registered => return None,
-            _ if !registers => return None,
+            // A port that the mesh calls and nobody answers at.
+            RegistrationState::Registered => return deaf(),
+            _ if !registers => return deaf(),
             RegistrationState::Absent => "not registered yet",
             RegistrationState::Asked => "registration asked for, no answer yet",
             RegistrationState::Lost | RegistrationState::Parked => "registration lost",

@@ -25,7 +25,7 @@ words! {
         NotAllowed = "not_allowed",
         /// The handshake did not end in time.
         Timeout = "timeout",
-        /// Too many handshakes were in flight, and this was the oldest of the busiest address.
+        /// Too many handshakes were in flight, or connections open, and this was the oldest handshake of the busiest address.
         Evicted = "evicted",
         /// Too many connections were open.
         TooMany = "too_many",

@@ -148,6 +148,33 @@ fn a_workload_is_ready_with_certificate_and_registration_only() {
     assert!(WorkloadReport::of(&unregistered.workload, at(10)).ready);
 }
 
+#[tokio::test]
+async fn a_workload_whose_listener_cannot_listen_is_not_ready() {
+    let mut w = payments();
+    let (place, fact) = watch::channel(InboundPlace::Absent);
+    w.workload.facts.as_mut().unwrap().inbounds.push(Inbound {
+        listen: "8080".to_owned(),
+        forward: "127.0.0.1:8081".to_owned(),
+        permissive: false,
+        notes: Vec::new(),
+        place: fact,
+        counters: Arc::default(),
+    });
+    w.identity.send_modify(|i| i.current = Some(context()));
+    w.registration.send_replace(registered(None));
+    let (_sender, receiver) = watch::channel(Workloads { list: vec![w.workload], note: None });
+    let mut status = Status::new(receiver);
+    assert!(status.report(at(9)).ready, "it is about to listen");
+    place.send_replace(InboundPlace::Failed("cannot listen on port 8080: taken; give it back".to_owned()));
+    tokio::time::timeout(Duration::from_secs(20), status.changed()).await.unwrap();
+    let report = status.report(at(9));
+    let said = "0 of 1 workload ready; payments: cannot listen on port 8080: taken; give it back";
+    assert_eq!((report.summary().as_str(), report.ready), (said, false));
+    place.send_replace(InboundPlace::Bound("[::]:8080".parse().unwrap()));
+    tokio::time::timeout(Duration::from_secs(20), status.changed()).await.unwrap();
+    assert!(status.report(at(9)).ready);
+}
+
 #[test]
 fn the_host_is_ready_when_all_workloads_are() {
     let w = payments();

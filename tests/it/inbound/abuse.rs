@@ -7,6 +7,7 @@ use crate::{
     rotation::lab,
     support::{Host, SOON},
 };
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
@@ -116,13 +117,62 @@ async fn more_connections_than_allowed_are_closed_at_once() {
     let echo = Echo::start().await;
     let (_host, mut agent, at) = started(vm(&lab, echo.address, ", maxConnections: 2")).await;
     let pod = Pod::new(&lab, WEB);
-    let kept = [pod.connect(at).await.unwrap(), pod.connect(at).await.unwrap()];
+    let mut kept = [pod.connect(at).await.unwrap(), pod.connect(at).await.unwrap()];
+    for stream in &mut kept {
+        // Our side of the handshake is over when bytes come back.
+        stream.write_all(b"x").await.unwrap();
+        stream.read_exact(&mut [0]).await.unwrap();
+    }
     assert!(timeout(SOON, pod.connect(at)).await.unwrap().is_err());
     agent.until("payments", "counted", |w| w.inbound[0].refused.get("too_many") == Some(&1)).await;
     drop(kept);
     agent.until("payments", "closed", |w| w.inbound[0].open == 0).await;
     assert_eq!(pod.echo(at, b"again").await, b"again");
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_use_up_what_the_mesh_needs() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, ", maxConnections: 4")).await;
+    let pod = Pod::new(&lab, WEB);
+    let mut kept = pod.connect(at).await.unwrap();
+    kept.write_all(b"x").await.unwrap();
+    kept.read_exact(&mut [0]).await.unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..20 {
+        silent.push(TcpStream::connect(at).await.unwrap());
+        assert_eq!(pod.echo(at, b"honest").await, b"honest");
+    }
+    let w = agent.until("payments", "bounded", |w| w.inbound[0].open <= 4).await;
+    assert!(w.inbound[0].refused.get("evicted") >= Some(&17), "{:?}", w.inbound[0]);
+    assert!(!w.inbound[0].refused.contains_key("too_many"), "{:?}", w.inbound[0]);
+    // Who was let in stays in.
+    kept.write_all(b"y").await.unwrap();
+    kept.read_exact(&mut [0]).await.unwrap();
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_shortage_of_descriptors_is_waited_out_and_said_once() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let host = vm(&lab, echo.address, ", handshakeTimeout: 1s");
+    let (daemon, at) = daemon(&host).await;
+    let open = std::fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap().count() as u64;
+    let id = Pid::from_raw(i32::try_from(daemon.id()).unwrap());
+    prlimit(id, Resource::Nofile, Rlimit { current: Some(open + 4), maximum: Some(open + 4) }).unwrap();
+    let mut silent = Vec::new();
+    for _ in 0..12 {
+        silent.push(TcpStream::connect(at).await.unwrap());
+    }
+    // Each in its turn, when those before it have had their second.
+    for stream in &mut silent {
+        assert!(matches!(timeout(SOON, stream.read(&mut [0])).await.unwrap(), Ok(0) | Err(_)));
+    }
+    let log = daemon.log();
+    assert_eq!(log.matches("connections cannot be taken at present").count(), 1, "{log}");
 }
 
 /// What a process has in memory that is its own, in KiB.

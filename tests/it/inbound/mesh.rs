@@ -6,7 +6,7 @@ use crate::{
     support::{App, Host, Running},
 };
 use serde_json::json;
-use we_agent::status::{HealthState, MembershipState};
+use we_agent::status::{HealthState, IdentityState, MembershipState, RegistrationState};
 use we_lab::{Group, Lab, Service};
 
 /// A VM at 127.0.0.2, where our listener has the port that the application has at 127.0.0.1.
@@ -43,6 +43,34 @@ async fn the_probe_asks_the_application_and_the_mesh_finds_tls() {
 }
 
 #[tokio::test]
+async fn a_listener_that_cannot_listen_is_not_called() {
+    let app = App::start().await;
+    let taken = std::net::TcpListener::bind(("127.0.0.2", app.port)).unwrap();
+    let group = Group::new("vms", "payments").service_account("payments-sa").label("app", "payments");
+    let probe = json!({"periodSeconds": 1, "httpGet": {"path": "/healthz", "port": app.port}});
+    let service = Service::new("payments.example.com").port(80, app.port).selector([("app", "payments")]);
+    let lab = Lab::builder().group(group.probe(probe)).service(service).spawn().await.unwrap();
+    let (_host, mut agent) = start(&lab, &app, "").await;
+    let deaf = agent.until("payments", "unhealthy", |w| w.health.state == HealthState::Unhealthy).await;
+    let cause = format!("cannot listen on 127.0.0.2:{}: address already in use; somebody else listens there", app.port);
+    let said = |text: Option<&String>| text.is_some_and(|text| text.contains(&cause));
+    assert!(said(deaf.health.message.as_ref()) && said(deaf.inbound[0].cause.as_ref()), "{deaf:?}");
+    let registered = |w: &we_agent::status::WorkloadReport| {
+        w.registration.state == RegistrationState::Registered && w.identity.state == IdentityState::Valid
+    };
+    let deaf = agent.until("payments", "registered", registered).await;
+    assert!(!deaf.ready && said(deaf.cause.as_ref()), "{deaf:?}");
+    let metrics = crate::several_workloads::get(agent.admin, "/metrics").await;
+    let line = format!("we_agent_inbound_listening{{workload=\"payments\",listen=\"127.0.0.2:{}\"}} 0", app.port);
+    assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+    // It is tried again.
+    drop(taken);
+    agent.ready("payments").await;
+    agent.until("payments", "listed", |w| w.membership.state == MembershipState::Listed).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
 async fn a_port_that_nobody_serves_is_said() {
     let app = App::start().await;
     let closed = tokio::net::TcpListener::bind("127.0.0.2:0").await.unwrap().local_addr().unwrap().port();
@@ -69,6 +97,22 @@ async fn ports_that_do_not_match_the_group_are_said() {
         notes[0].starts_with("the WorkloadGroup announces ports 80, 81, not ") && notes[0].contains(&port.to_string())
     );
     assert!(notes[1].starts_with("the WorkloadGroup announces ports 80, 81, where no entry of inbound listens"));
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_probe_that_goes_past_a_later_entry_is_said_too() {
+    let app = App::start().await;
+    let group = Group::new("vms", "payments").probe(json!({"tcpSocket": {"port": app.port}}));
+    let lab = Lab::builder().group(group).spawn().await.unwrap();
+    let inbound = format!("[{{listen: '127.0.0.2:0', forward: 1}}, {{listen: '127.0.0.2:0', forward: {}}}]", app.port);
+    let bundle = lab.bundle("vms", "payments").internal_ip("127.0.0.2");
+    let config = format!("workloads: {{payments: {{inbound: {inbound}}}}}\n");
+    let host = Host::new().bundle("payments", &bundle).config(&config);
+    let mut agent = host.start().await;
+    let listeners = agent.until("payments", "there", |w| w.inbound.len() == 2).await.inbound;
+    let said = |n: usize| listeners[n].notes.iter().any(|note| note.starts_with("the probe asks port"));
+    assert!(!said(0) && said(1), "{listeners:?}");
     agent.stop().await;
 }
 

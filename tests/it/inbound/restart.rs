@@ -11,6 +11,7 @@ use nix::{
     unistd::Pid,
 };
 use std::{
+    io,
     net::{SocketAddr, TcpListener},
     os::{fd::OwnedFd, unix::net::UnixDatagram},
     process::{Child, Command, Stdio},
@@ -18,15 +19,28 @@ use std::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
 use we_lab::Lab;
+
+/// How many call at the same time.
+const CALLERS: usize = 4;
+/// From one look at what came of calls to the next.
+const LOOK: Duration = Duration::from_millis(5);
+/// Between two requests of a connection that is kept; connections have three times that to end.
+const PAUSE: Duration = Duration::from_millis(400);
 
 /// A VM whose listener is at `at`.
 fn vm(lab: &Lab, at: SocketAddr, forward: SocketAddr) -> Host {
-    Host::new().bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1")).config(&format!(
-        "admin: {{address: 'off'}}\nworkloads: {{payments: {{inbound: [{{listen: '{at}', forward: '{forward}'}}]}}}}\n"
-    ))
+    let inbound = format!("inbound: [{{listen: '{at}', forward: '{forward}', drainTimeout: 1200ms}}]");
+    Host::new()
+        .bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"))
+        .config(&format!("admin: {{address: 'off'}}\nworkloads: {{payments: {{{inbound}}}}}\n"))
 }
 
 fn start(host: &Host, mut command: Command) -> Child {
@@ -41,43 +55,86 @@ async fn stop(mut child: Child) {
     assert!(tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap().success());
 }
 
-/// Calls all the time, each time on a new connection.
-struct Caller {
+/// Several pods that call all the time: some each time on a new connection, some on one that they keep as long as they may.
+struct Callers {
     done: Arc<AtomicBool>,
-    /// What came of each call.
-    calls: Arc<Mutex<Vec<Result<(), String>>>>,
+    /// What came of each call, and of each connection that was kept.
+    calls: Arc<Mutex<Vec<Result<Call, String>>>>,
+    tasks: JoinSet<()>,
 }
 
-impl Caller {
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Call {
+    New,
+    Kept,
+    /// A kept connection was ended in order between two requests.
+    Ended,
+}
+
+impl Callers {
     fn start(lab: &Lab, at: SocketAddr) -> Self {
-        let (done, calls) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Vec<_>>>::default());
-        let (pod, ended, log) = (Pod::new(lab, WEB), done.clone(), calls.clone());
-        tokio::spawn(async move {
-            while !ended.load(Ordering::Relaxed) {
-                let call = match timeout(SOON, pod.try_echo(at, b"ping")).await {
-                    Ok(Ok(answer)) if answer == b"ping" => Ok(()),
-                    other => Err(format!("{other:?}")),
-                };
-                log.lock().unwrap().push(call);
-            }
-        });
-        Self { done, calls }
+        let mut callerss = Self { done: Arc::default(), calls: Arc::default(), tasks: JoinSet::new() };
+        for n in 0..2 * CALLERS {
+            let (pod, done, calls) = (Pod::new(lab, WEB), callerss.done.clone(), callerss.calls.clone());
+            callerss.tasks.spawn(async move {
+                while !done.load(Ordering::Relaxed) {
+                    let told = |call| calls.lock().unwrap().push(call);
+                    if n < CALLERS {
+                        told(match timeout(SOON, pod.try_echo(at, b"ping")).await {
+                            Ok(Ok(answer)) if answer == b"ping" => Ok(Call::New),
+                            other => Err(format!("new: {other:?}")),
+                        });
+                    } else if let Err(error) = keep(&pod, at, &done, |call| told(Ok(call))).await {
+                        told(Err(format!("kept: {error}")));
+                    }
+                }
+            });
+        }
+        callerss
     }
 
-    /// Waits until so many more calls were made.
+    fn count(&self, kind: Call) -> usize {
+        self.calls.lock().unwrap().iter().filter(|call| **call == Ok(kind)).count()
+    }
+
+    /// Waits until so many more calls of each kind were made.
     async fn until_more(&self, more: usize) {
-        let (end, wanted) = (Instant::now() + SOON, self.calls.lock().unwrap().len() + more);
-        while self.calls.lock().unwrap().len() < wanted {
-            assert!(Instant::now() < end, "nobody answers");
-            tokio::task::yield_now().await;
+        let end = Instant::now() + SOON;
+        for kind in [Call::New, Call::Kept] {
+            let wanted = self.count(kind) + more;
+            while self.count(kind) < wanted {
+                assert!(Instant::now() < end, "nobody answers: {:?}", self.calls.lock().unwrap());
+                sleep(LOOK).await;
+            }
         }
     }
 
-    fn end(self) -> Vec<String> {
+    /// What went wrong, and how many kept connections were ended.
+    async fn end(mut self) -> (Vec<String>, usize) {
         self.done.store(true, Ordering::Relaxed);
-        let calls = self.calls.lock().unwrap();
-        calls.iter().filter_map(|call| call.clone().err()).collect()
+        while self.tasks.join_next().await.is_some() {}
+        let errors = self.calls.lock().unwrap().iter().filter_map(|call| call.clone().err()).collect();
+        (errors, self.count(Call::Ended))
     }
+}
+
+/// Asks again and again on one connection, until it is ended, or `done`.
+async fn keep(pod: &Pod, at: SocketAddr, done: &AtomicBool, told: impl Fn(Call)) -> io::Result<()> {
+    let mut stream = timeout(SOON, pod.connect(at)).await??;
+    while !done.load(Ordering::Relaxed) {
+        stream.write_all(b"ping").await?;
+        timeout(SOON, stream.read_exact(&mut [0; 4])).await??;
+        told(Call::Kept);
+        match timeout(PAUSE, stream.read(&mut [0])).await {
+            Err(_) => {}
+            Ok(Ok(0)) => {
+                told(Call::Ended);
+                return Ok(());
+            }
+            Ok(other) => return Err(io::Error::other(format!("between two requests: {other:?}"))),
+        }
+    }
+    Ok(())
 }
 
 #[tokio::test]
@@ -94,15 +151,16 @@ async fn a_socket_unit_lets_a_restart_refuse_nobody() {
     while pod.try_echo(at, b"ping").await.is_err() {
         assert!(Instant::now() < end, "{}", std::fs::read_to_string(host.path("/daemon.log")).unwrap());
     }
-    let caller = Caller::start(&lab, at);
+    let callers = Callers::start(&lab, at);
     for _ in 0..3 {
-        caller.until_more(10).await;
+        callers.until_more(10).await;
         stop(daemon).await;
         daemon = start(&host, passed());
     }
-    caller.until_more(10).await;
-    let errors = caller.end();
+    callers.until_more(10).await;
+    let (errors, ended) = callers.end().await;
     assert!(errors.is_empty(), "{errors:?}");
+    assert!(ended >= 3 * CALLERS, "{ended} connections were ended in order");
     stop(daemon).await;
 }
 
@@ -114,7 +172,7 @@ async fn a_socket_of_our_own_is_kept_and_let_go_when_nobody_wants_it() {
     let at = SocketAddr::from(([127, 0, 0, 2], echo.address.port()));
     let host = vm(&lab, at, echo.address);
     let notify = UnixDatagram::bind(host.path("/notify")).unwrap();
-    let name = format!("inbound-payments-{}", at.port());
+    let name = format!("inbound-payments-127.0.0.2-{}", at.port());
     let until = |line: &str| loop {
         let (text, mut kept) = told(&notify);
         if text == format!("{line}\nFDNAME={name}\n") {
@@ -134,10 +192,10 @@ async fn a_socket_of_our_own_is_kept_and_let_go_when_nobody_wants_it() {
     }
     stop(first).await;
     // Nobody runs, and nobody is refused.
-    let caller = Caller::start(&lab, at);
+    let callers = Callers::start(&lab, at);
     let second = start(&host, launch(&name, socket.try_clone().unwrap()));
-    caller.until_more(10).await;
-    let errors = caller.end();
+    callers.until_more(10).await;
+    let (errors, _) = callers.end().await;
     assert!(errors.is_empty(), "{errors:?}");
     stop(second).await;
     // The listener is not configured any more.

@@ -1,0 +1,82 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use nix::sys::socket::{setsockopt, sockopt};
+use std::{future::poll_fn, time::Duration};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, UnixStream},
+    time::timeout,
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A pump without TLS, the peer, and the application.
+async fn pump() -> (Pump, TcpStream, UnixStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let peer = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let (application, ours) = UnixStream::pair().unwrap();
+    let taken = listener.accept().await.unwrap().0;
+    (Pump::new(taken, None, LocalStream::Right(ours), Vec::new()), peer, application)
+}
+
+/// One turn.
+async fn turn(pump: &mut Pump, counters: &InboundCounters) {
+    let end = poll_fn(|cx| Poll::Ready(pump.poll(cx, counters))).await;
+    assert!(end.is_pending(), "{end:?}");
+}
+
+/// Turns until `done`.
+async fn until(pump: &mut Pump, done: impl Fn(&Pump) -> bool) {
+    let counters = InboundCounters::default();
+    let turns = async {
+        while !done(pump) {
+            turn(pump, &counters).await;
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(SOON, turns).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_a_batch_in_parts_shows_life() {
+    let (mut pump, mut peer, mut application) = pump().await;
+    setsockopt(&pump.peer, sockopt::SndBuf, &(16 * 1024)).unwrap();
+    let writing = tokio::spawn(async move {
+        application.write_all(&vec![7; 16 << 20]).await.unwrap();
+        application
+    });
+    until(&mut pump, |pump| !pump.is_empty()).await;
+    let reading = tokio::spawn(async move {
+        let mut some = vec![0; 8 * 1024];
+        while peer.read_exact(&mut some).await.is_ok() {}
+    });
+    let counters = InboundCounters::default();
+    let mut parts = 0;
+    let moving = poll_fn(|cx| {
+        let (before, taken) = (pump.moved, counters.bytes_out.load(Relaxed));
+        assert!(pump.poll(cx, &counters).is_pending());
+        // Nothing new was taken: a part of what was held has gone.
+        let part = !pump.is_empty() && counters.bytes_out.load(Relaxed) == taken && pump.moved > before;
+        parts += u32::from(part);
+        if parts < 3 { Poll::Pending } else { Poll::Ready(()) }
+    });
+    timeout(SOON, moving).await.unwrap();
+    assert!(!pump.owes());
+    reading.abort();
+    writing.abort();
+}
+
+#[tokio::test]
+async fn who_has_said_its_last_word_is_owed_an_answer() {
+    let (mut pump, mut peer, mut application) = pump().await;
+    peer.write_all(b"?").await.unwrap();
+    until(&mut pump, |pump| pump.owes()).await;
+    application.write_all(b"the beginning").await.unwrap();
+    until(&mut pump, |pump| !pump.owes()).await;
+    peer.shutdown().await.unwrap();
+    until(&mut pump, |pump| pump.inward.closed).await;
+    application.write_all(b" of it").await.unwrap();
+    peer.read_exact(&mut [0; 13]).await.unwrap();
+    until(&mut pump, |pump| !pump.asked).await;
+    assert!(pump.is_empty() && !pump.rests());
+}
