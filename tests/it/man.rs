@@ -94,7 +94,7 @@ fn bash_completes_subcommands_and_their_options() -> Result<(), Box<dyn Error>> 
         (&["we-agent", "sta"][..], "status"),
         (&["we-agent", "status", "--j"], "--json"),
         (&["we-agent", "wait", "--t"], "--timeout"),
-        (&["we-agent", "run", "--log-format", "j"], "json"),
+        (&["we-agent", "run", "--log-format", "te"], "text"),
         (&["we-agent", "permit", "--g"], "--group"),
     ] {
         let script = r#"file=$1; shift; . "$file"; COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))

@@ -7,13 +7,13 @@ ok 'installs' install || return 9
 ok 'its files are as it brought them' verify
 ok 'its users are there, without a shell or a home' inside '
     for user in we-agent we-agent-exec; do
-        getent passwd $user | grep -E ":(/usr)?/s?bin/nologin$" && test ! -e "$(getent passwd $user | cut -d: -f6)/." ||
-            test "$(getent passwd $user | cut -d: -f6)" = / || exit 1
+        home=$(getent passwd $user | cut -d: -f6)
+        getent passwd $user | grep -E ":(/usr)?/s?bin/nologin$" && { test ! -e "$home/." || test "$home" = /; } || exit 1
     done'
 ok 'it does not run and is not enabled' inside '
-    test "$(systemctl is-active we-agent)/$(systemctl is-enabled we-agent)" = inactive/disabled
-    ! systemctl list-units --all --plain --no-legend "we-agent*" | grep -w active
-    ! find /etc/systemd -name "*we-agent*" | grep .'
+    test "$(systemctl is-active we-agent)/$(systemctl is-enabled we-agent)" = inactive/disabled &&
+        ! systemctl list-units --all --plain --no-legend "we-agent*" | grep -w active &&
+        ! find /etc/systemd -name "*we-agent*" | grep .'
 ok 'all its files are root'"'"'s, none is setuid or can be written by others' inside '
     { dpkg -L we-agent 2>/dev/null || rpm -ql we-agent; } | while read -r path; do
         case $path in /run/*) continue ;; esac

@@ -4,10 +4,10 @@
 arrange consumers_start
 for way in upgrade downgrade; do
     # The agent has asked for a certificate, and is stopped before it has one.
-    rotates
+    ok 'the certificate rotates' rotates
     hung=$(events '"event":"csr".*hung')
     order inject ca-hangs
-    count $((hung + 1)) '"event":"csr".*hung' "$out/events"
+    ok 'the next one is asked for, and does not come' count $((hung + 1)) '"event":"csr".*hung' "$out/events"
     before=$(inside 'p MainPID')
     order heal ca-hangs
     ok "${way}s during a rotation" "$way"
