@@ -16,7 +16,7 @@ const FILES: &str = r#".SH FILES
 The bundle: cluster.env, mesh.yaml, root\-cert.pem, istio\-token and hosts, as "istioctl x workload entry configure" wrote them. A missing file is taken from the credential \fIworkload\fR_\fIfile\fR of the service, if there is one.
 .TP
 /etc/we\-agent/we\-agent.yaml
-The configuration. Optional; the example that comes with the package shows every key at its default.
+The configuration. Optional; /usr/share/doc/we\-agent/we\-agent.yaml shows every key at its default.
 .TP
 /run/we\-agent/\fIworkload\fR/
 key.pem, cert\-chain.pem and root\-cert.pem, always of one generation.
@@ -62,7 +62,8 @@ fn the_manual_page_of_the_configuration_is_fresh() -> Result<(), Box<dyn Error>>
         ".TH we-agent.yaml 5 \"\" \"we-agent ",
         env!("CARGO_PKG_VERSION"),
         "\" \"File Formats\"\n.SH NAME\nwe\\-agent.yaml \\- configuration of we\\-agent\n.SH SYNOPSIS\n\
-         /etc/we\\-agent/we\\-agent.yaml\n.SH DESCRIPTION\nThe file as the package brings it:\n.PP\n.nf\n"
+         /etc/we\\-agent/we\\-agent.yaml\n.SH DESCRIPTION\nOptional. The example that the package brings, \
+         /usr/share/doc/we\\-agent/we\\-agent.yaml, has every key at its default:\n.PP\n.nf\n"
     )
     .to_owned();
     for line in example.lines() {

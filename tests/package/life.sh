@@ -10,7 +10,7 @@ set -uo pipefail
 here=$(readlink -f "$(dirname "$0")")
 suite=$1 format=$2 package=$(readlink -f "$3") next=$(readlink -f "$4")
 readonly machine=$suite-$format-$$
-out=${OUT:-$here/../../target/bed/out/$suite-$format}
+out=${OUT:-${WE_AGENT_BED:-$here/../../target/bed}/out/$suite-$format}
 rm -rf "$out"
 mkdir -p "$out/lab"
 out=$(readlink -f "$out")

@@ -11,6 +11,10 @@ for way in upgrade downgrade; do
     before=$(inside 'p MainPID')
     order heal ca-hangs
     ok "${way}s during a rotation" "$way"
+    # The example of the next version is another one, and this host has a configuration: nobody may be asked.
+    ok 'it is wholly installed, with the example of that version' inside "
+        { rpm -q we-agent || dpkg -s we-agent | grep -x 'Status: install ok installed'; } &&
+            { $([[ $way = upgrade ]] || echo !) grep -x '#next:' /usr/share/doc/we-agent/we-agent.yaml; }"
     ok 'the new program runs, and is ready' inside "
         within 20 another $before && within 20 ready && test \$(stat -Lc %i /proc/\$(p MainPID)/exe) = \$(stat -c %i /usr/bin/we-agent)"
     ok 'certificates rotate as before' rotates

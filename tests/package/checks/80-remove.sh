@@ -2,7 +2,10 @@
 # shellcheck shell=bash disable=SC2154,SC2016
 
 ok 'no unit of the machine has failed on the way' inside '! systemctl --failed --plain --no-legend | grep .'
-ok 'is removed' remove
+# A masked unit is one that systemctl does not disable; the mask itself is the administrator's.
+arrange 'systemctl mask we-agent; ls /etc/systemd/system/*.wants/we-agent.service'
+ok 'is removed, though it is masked and enabled' remove
+arrange 'rm /etc/systemd/system/we-agent.service'
 ok 'nothing of it runs' inside '
     ! systemctl list-units --plain --no-legend "we-agent*" | grep -w active &&
         ! grep -l "^Name:.we-agent" /proc/[0-9]*/status 2>/dev/null | grep .'
