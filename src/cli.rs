@@ -14,6 +14,7 @@ use crate::{
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use std::{io::Write, os::fd::AsFd, path::PathBuf, process::ExitCode, time::Duration};
+use tokio::time::sleep;
 
 /// Brings this machine into an Istio mesh, and keeps it there.
 ///
@@ -37,6 +38,10 @@ Exit status:
   75  not ready in time
   78  the configuration is wrong; every mistake is told with its place";
 
+/// Before we end for a wrong configuration with sockets of the service manager: who waits there has us started again at
+/// once, and a socket unit that starts its service 20 times in 2 s fails for good (systemd.socket(5), TriggerLimitBurst=).
+const PATIENCE: Duration = Duration::from_secs(1);
+
 /// A subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -46,8 +51,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Return when the workloads are ready
     ///
-    /// A workload is ready when it holds a valid certificate and is registered. we-agent-online.service runs this, so that
-    /// other units can order themselves after it.
+    /// A workload is ready when it holds a valid certificate and is registered. we-agent-online.service runs this with
+    /// "--for identity", so that other units can order themselves after it.
     Wait(WaitArgs),
     /// Let the daemon's group read the bundles, and nobody else
     ///
@@ -97,6 +102,9 @@ pub struct WaitArgs {
     /// Give up after this time, for example 90s or 5min; the default is never
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     timeout: Option<Duration>,
+    /// What to wait for
+    #[arg(long = "for", value_name = "WHAT", value_enum, default_value_t)]
+    aim: wait::Aim,
     /// The workloads to wait for; the default is all
     #[arg(value_name = "WORKLOAD")]
     workloads: Vec<String>,
@@ -107,6 +115,9 @@ pub struct WaitArgs {
 pub struct PermitArgs {
     #[command(flatten)]
     host: HostArgs,
+    /// Configuration file, as that of run: it says whose token is to be removed
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The group that the daemon runs as, by name or number
     #[arg(long, value_name = "GROUP", default_value = "we-agent")]
     group: String,
@@ -183,7 +194,13 @@ fn wait_for(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 
 async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     let root = args.host.root();
-    let config = Config::load(&root, args.config.as_deref())?;
+    let config = match Config::load(&root, args.config.as_deref()) {
+        Err(error) if !listeners.is_empty() => {
+            sleep(PATIENCE).await;
+            return Err(error.into());
+        }
+        loaded => loaded?,
+    };
     telemetry::init(args.log_format, args.log_level.or(config.log_level.clone()).unwrap_or_default());
     let stop = system::shutdown()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
@@ -208,14 +225,14 @@ async fn show(args: StatusArgs) -> anyhow::Result<()> {
 }
 
 async fn wait(args: WaitArgs) -> anyhow::Result<()> {
-    print(&format!("{}\n", wait::wait(&args.host.root(), &args.workloads, args.timeout).await?))
+    print(&format!("{}\n", wait::wait(&args.host.root(), &args.workloads, args.aim, args.timeout).await?))
 }
 
 /// What is left alone is told, and is no failure: the other workloads shall start.
 fn permit(args: &PermitArgs) -> anyhow::Result<()> {
     let root = args.host.root();
     // Mistakes in the configuration are told by the daemon, which then does not run.
-    let config = Config::load(&root, None).unwrap_or_default();
+    let config = Config::load(&root, args.config.as_deref()).unwrap_or_default();
     let removable = |name: &str| config.workload(name).identity.remove_token;
     for reason in bundle::permit(&root, system::group_number(&args.group)?, removable)? {
         let _ = writeln!(std::io::stderr(), "we-agent: {reason}");

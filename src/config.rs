@@ -39,7 +39,7 @@ const MAX_SIZE: u64 = 256 * 1024;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     /// `startup.readyTimeout`: after this long the service manager is told READY even when a workload is not (60 s), so
-    /// that a dead control plane cannot block the boot.
+    /// that a dead control plane cannot block the boot; 9 min at most.
     pub ready_timeout: Duration,
     /// `admin.address`: where `/healthz/ready` and `/metrics` are served, always loopback; none means `off`.
     pub admin_address: Option<SocketAddr>,
@@ -104,7 +104,7 @@ impl Config {
     }
 
     fn read(&mut self, top: &mut Section<'_>) {
-        top.section("startup", |s| s.set("readyTimeout", value::duration, &mut self.ready_timeout));
+        top.section("startup", |s| s.set("readyTimeout", value::ready_timeout, &mut self.ready_timeout));
         top.section("admin", |s| s.set("address", value::admin_address, &mut self.admin_address));
         top.section("log", |s| s.set_some("level", value::log_level, &mut self.log_level));
         top.section("defaults", |s| {

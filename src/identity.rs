@@ -5,6 +5,7 @@ mod schedule;
 mod spent;
 mod store;
 
+use spent::Spent;
 pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
 
 use crate::{
@@ -130,6 +131,8 @@ pub async fn run<C: ControlPlane>(
 ) {
     let mut backoff = Backoff::new(FLOOR, CAP);
     let mut not_before: Option<Instant> = None;
+    // What is there at the start comes from the store.
+    let mut spent = Spent::new(fact.borrow().current.is_some());
     loop {
         let due = due(&fact.borrow(), clock.now());
         tokio::select! {
@@ -140,15 +143,14 @@ pub async fn run<C: ControlPlane>(
                     sleep_until(moment).await;
                 }
             } => {}
-            // A new token beside a good certificate: it is not needed, but it is there.
-            () = local.changed(), if wanted.token.remove => {
-                let token = spent::look(&wanted.token);
-                fact.send_if_modified(|identity| token != std::mem::replace(&mut identity.token, token.clone()));
+            // A new token beside a good certificate is not needed, but it is there; one that has served may be removable now.
+            () = async { tokio::select! { () = local.changed() => {}, () = spent.again() => {} } }, if wanted.token.remove => {
+                spent = settle(&wanted, &fact, spent, clock.now()).await;
                 continue;
             }
             () = shutdown.cancelled() => return,
         }
-        let token = Stamp::of(&wanted.token.file);
+        let token = Stamp::of(wanted.token.current());
         let renewed = tokio::select! {
             renewed = renew(&*control, &wanted, clock) => renewed,
             () = shutdown.cancelled() => return,
@@ -157,7 +159,7 @@ pub async fn run<C: ControlPlane>(
             Ok(renewed) => {
                 backoff.reset();
                 not_before = Some(Instant::now() + wanted.min_interval);
-                keep(&wanted, &fact, renewed, token, anchors(), clock).await;
+                spent = keep(&wanted, &fact, renewed, (spent, token), anchors(), clock).await;
                 continue;
             }
             Err(error) => {
@@ -203,17 +205,17 @@ async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> R
 }
 
 /// Makes a new certificate durable, then tells it. A disk that fails does not keep it from being used. `token` is the
-/// token's file as it was before the request; only a durable certificate makes it superfluous.
+/// token's file as it was before the request; with what else has served it is removed if it can be.
 async fn keep(
     wanted: &Wanted,
     fact: &watch::Sender<Identity>,
     (context, accepted): Renewed,
-    token: Option<Stamp>,
+    (mut spent, token): (Spent, Option<Stamp>),
     anchors: Option<X509Bundle>,
     clock: Clock,
-) {
+) -> Spent {
     let now = clock.now();
-    let used = accepted.is_none();
+    let token = token.filter(|_| accepted.is_none());
     // Kept as the fallback is the one that is known to work: while the control plane refuses what it issues (as istiod
     // does after a live change of its CA), that is an older one than the last.
     let previous = accepted.or_else(|| fact.borrow().valid(now).cloned());
@@ -221,22 +223,25 @@ async fn keep(
         let (wanted, context, previous) = (wanted.clone(), context.clone(), previous.clone());
         let anchors = anchors.clone().unwrap_or_else(|| context.bundle.clone());
         spawn_blocking(move || {
-            Store::open(&wanted.root, &wanted.store)?.save(&context, previous.as_deref(), &anchors)?;
-            Ok::<_, DirError>(spent::settle(&wanted, token, used, now))
+            let saved = Store::open(&wanted.root, &wanted.store)
+                .and_then(|store| store.save(&context, previous.as_deref(), &anchors));
+            spent.issued(token, saved.is_ok());
+            (saved, spent.settle(&wanted, now), spent)
         })
         .await
     };
     let before = fact.borrow().token.clone();
-    let token = match &saved {
-        Ok(Ok(token)) => token.clone(),
-        _ => before.clone(),
+    let (trouble, token, spent) = match saved {
+        Ok((Ok(()), token, spent)) => (None, token, spent),
+        Ok((Err(error), token, spent)) => {
+            (Some(format!("the new certificate is in use, but a restart would lose it: {error}")), token, spent)
+        }
+        Err(error) => {
+            let cause = format!("the new certificate is in use, but saving it was interrupted: {error}");
+            (Some(cause), before.clone(), Spent::default())
+        }
     };
     say(&before, &token);
-    let trouble = match saved {
-        Ok(Ok(_)) => None,
-        Ok(Err(error)) => Some(format!("the new certificate is in use, but a restart would lose it: {error}")),
-        Err(error) => Some(format!("the new certificate is in use, but saving it was interrupted: {error}")),
-    };
     fact.send_replace(Identity {
         renew_at: Some(renewal(&context, wanted.min_interval)),
         current: Some(context),
@@ -246,6 +251,19 @@ async fn keep(
         credentials_dead: false,
         token,
     });
+    spent
+}
+
+/// Tries to remove what has served, and tells what there is of the token.
+async fn settle(wanted: &Wanted, fact: &watch::Sender<Identity>, mut spent: Spent, now: SystemTime) -> Spent {
+    let wanted = wanted.clone();
+    // It may sync a directory.
+    let Ok((token, spent)) = spawn_blocking(move || (spent.settle(&wanted, now), spent)).await else {
+        return Spent::default();
+    };
+    say(&fact.borrow().token, &token);
+    fact.send_if_modified(|identity| token != std::mem::replace(&mut identity.token, token.clone()));
+    spent
 }
 
 /// A token that went or stays is said once.

@@ -8,6 +8,8 @@ remove | 0)
     fi
     # Also without a running systemd, as in the making of an image; of a template, all its instances.
     cd /usr/lib/systemd/system
-    systemctl --no-reload --quiet disable we-agent*
+    systemctl --no-reload --quiet disable we-agent* || true
+    # A unit that is masked it passes over.
+    rm -f /etc/systemd/system/*.wants/we-agent*
     ;;
 esac

@@ -45,15 +45,16 @@ impl TokenLook {
         if is_denied(file) {
             tracing::warn!(
                 workload,
-                "the user that we-agent runs as may not read the token {}: \"we-agent permit\", run as root, lets it",
-                file.display()
+                "the user that we-agent runs as may not read the token {}: {}",
+                file.display(),
+                self.token.remedy()
             );
         } else if let Some(who) = strangers(file) {
             tracing::warn!(
                 workload,
-                "{who} may read the token {}: give it to root and the group of we-agent alone, mode 0640 (\"we-agent permit\", \
-                 run as root, does)",
-                file.display()
+                "{who} may read the token {}, as only root and the group of we-agent should: {}",
+                file.display(),
+                self.token.remedy()
             );
         } else {
             return;

@@ -39,7 +39,8 @@ pub enum Problem {
     Missing(&'static str),
     /// A file cannot be read.
     #[error(
-        "cannot be read ({0}): give the agent's user access to the file and its directories (\"we-agent permit\", run as root, does)"
+        "cannot be read ({0}): give the agent's user access to the file and its directories (in /etc/we-agent, \
+         \"we-agent permit\", run as root, does)"
     )]
     Unreadable(std::io::ErrorKind),
     /// Not a regular file.

@@ -1,12 +1,26 @@
 //! `we-agent wait`: returns when the workloads are ready. Units order themselves after it.
 
 use super::status;
-use crate::{status::Report, system::Root};
+use crate::{
+    status::{IdentityState, Report, WorkloadReport},
+    system::Root,
+};
+use clap::ValueEnum;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout_at};
 
 /// From one question to the next: a person does not notice it, and the daemon answers from memory.
 const LOOK: Duration = Duration::from_millis(250);
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub(super) enum Aim {
+    /// A valid certificate, and a registration that the control plane has acknowledged
+    #[default]
+    Ready,
+    /// A certificate that has not expired, where programs find it; a kept one needs no control plane
+    Identity,
+}
 
 /// The time is over.
 #[derive(Debug, thiserror::Error)]
@@ -16,17 +30,22 @@ pub(super) struct NotReady {
     cause: String,
 }
 
-/// Asks the daemon until `workloads` (all of the host, if none is named) are ready, and gives the line to say then. A
+/// Asks the daemon until `workloads` (all of the host, if none is named) have what is aimed for, and gives the line to say then. A
 /// daemon that does not answer yet is waited for, too. Without a limit this can last for ever.
 ///
 /// # Errors
 /// When the time is over: [`NotReady`], or [`status::Unreachable`] if the daemon does not answer. At once when it is not
 /// for us to ask.
-pub(super) async fn wait(root: &Root, workloads: &[String], limit: Option<Duration>) -> anyhow::Result<String> {
+pub(super) async fn wait(
+    root: &Root,
+    workloads: &[String],
+    aim: Aim,
+    limit: Option<Duration>,
+) -> anyhow::Result<String> {
     let end = limit.map(|limit| Instant::now() + limit);
     loop {
         let error = match status::fetch(root).await {
-            Ok(report) => match lacking(&report, workloads) {
+            Ok(report) => match lacking(&report, workloads, aim) {
                 None => return Ok(report.summary()),
                 Some(cause) => anyhow::Error::from(NotReady { within: limit.unwrap_or_default(), cause }),
             },
@@ -41,23 +60,38 @@ pub(super) async fn wait(root: &Root, workloads: &[String], limit: Option<Durati
     }
 }
 
-/// What keeps `workloads` from being ready; none when they are.
-fn lacking(report: &Report, workloads: &[String]) -> Option<String> {
+/// What `workloads` lack; none when they have it.
+fn lacking(report: &Report, workloads: &[String], aim: Aim) -> Option<String> {
+    let lacks = |w: &WorkloadReport| !has(w, aim);
     if workloads.is_empty() {
-        return (!report.ready).then(|| report.summary());
+        let lacking = report.workloads.is_empty() || report.workloads.iter().any(lacks);
+        return lacking.then(|| report.summary());
     }
     workloads.iter().find_map(|name| match report.workloads.iter().find(|w| w.name == *name) {
         None => Some(format!("there is no workload {name}; put its bundle into /etc/we-agent/{name}/")),
-        Some(w) if !w.ready => Some(format!("{name}: {}", w.cause.as_deref().unwrap_or("not ready"))),
+        Some(w) if lacks(w) => {
+            let unpublished = w.files.iter().find_map(|file| file.cause.as_deref());
+            Some(format!("{name}: {}", w.cause.as_deref().or(unpublished).unwrap_or("not ready")))
+        }
         Some(_) => None,
     })
+}
+
+fn has(workload: &WorkloadReport, aim: Aim) -> bool {
+    match aim {
+        Aim::Ready => workload.ready,
+        Aim::Identity => {
+            matches!(workload.identity.state, IdentityState::Valid | IdentityState::Refused)
+                && workload.files.iter().all(|file| file.serial.is_some())
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::status::{Timestamp, WorkloadReport};
+    use crate::status::{PublicationReport, Timestamp};
     use std::time::UNIX_EPOCH;
 
     fn report(workloads: &[(&str, Option<&str>)]) -> Report {
@@ -90,12 +124,29 @@ mod tests {
     fn all_or_the_named_ones_are_waited_for() {
         let named = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let half = report(&[("orders", Some("no token")), ("payments", None)]);
-        assert_eq!(lacking(&half, &named(&["payments"])), None);
-        assert_eq!(lacking(&half, &named(&["payments", "orders"])).as_deref(), Some("orders: no token"));
-        let all = lacking(&half, &[]).unwrap();
+        assert_eq!(lacking(&half, &named(&["payments"]), Aim::Ready), None);
+        assert_eq!(lacking(&half, &named(&["payments", "orders"]), Aim::Ready).as_deref(), Some("orders: no token"));
+        let all = lacking(&half, &[], Aim::Ready).unwrap();
         assert!(all.starts_with("1 of 2 workloads ready; orders: no token"), "{all}");
-        assert!(lacking(&half, &named(&["cart"])).unwrap().starts_with("there is no workload cart"));
-        assert_eq!(lacking(&report(&[("payments", None)]), &[]), None);
-        assert!(lacking(&report(&[]), &[]).is_some(), "a host without workloads is not ready");
+        assert!(lacking(&half, &named(&["cart"]), Aim::Ready).unwrap().starts_with("there is no workload cart"));
+        assert_eq!(lacking(&report(&[("payments", None)]), &[], Aim::Ready), None);
+        assert!(lacking(&report(&[]), &[], Aim::Ready).is_some(), "a host without workloads is not ready");
+    }
+
+    #[test]
+    fn an_identity_is_a_certificate_that_programs_find() {
+        let mut report = report(&[("payments", Some("no registration"))]);
+        let lacking = |report: &Report| lacking(report, &[], Aim::Identity).is_some();
+        assert!(lacking(&report), "no certificate");
+        report.workloads[0].identity.state = IdentityState::Valid;
+        let file = PublicationReport { publisher: "files".to_owned(), serial: None, cause: None };
+        report.workloads[0].files.push(file);
+        assert!(lacking(&report), "nothing is put out yet");
+        report.workloads[0].files[0].serial = Some("1f".to_owned());
+        assert!(!lacking(&report));
+        report.workloads[0].identity.state = IdentityState::Expired;
+        assert!(lacking(&report));
+        report.workloads.clear();
+        assert!(lacking(&report), "a host without workloads has none");
     }
 }

@@ -52,6 +52,15 @@ workloads:
 }
 
 #[test]
+fn ready_is_said_before_systemd_gives_up() {
+    assert!(parse("startup: {readyTimeout: 9m}").is_ok());
+    let error = parse("startup: {readyTimeout: 9m 1s}").unwrap_err();
+    assert!(error.contains("longer than 9m; ") && error.contains("TimeoutStartSec="), "{error}");
+    let unit = include_str!("../../systemd/we-agent.service");
+    assert!(unit.lines().any(|line| line == "TimeoutStartSec=10min"));
+}
+
+#[test]
 fn what_is_no_yaml_names_the_place() {
     for (text, place) in [
         ("a: [1\n", "c.yaml:2:1: no YAML: "),

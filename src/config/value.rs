@@ -15,6 +15,8 @@ use std::{
 
 /// istiod refuses to sign for longer.
 const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
+/// Below TimeoutStartSec= of we-agent.service (10 min), with time for a host that is slow at boot.
+const MAX_READY_TIMEOUT: Duration = Duration::from_secs(9 * 60);
 /// Directories in which nobody configures anything: bundles, certificates that are kept, and outputs by default.
 const OURS: [&str; 3] = ["/etc/we-agent", "/var/lib/we-agent", "/run/we-agent"];
 
@@ -27,6 +29,17 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         Ok(time) if time.is_zero() => Err("is no time at all; at least 1ms".to_owned()),
         Ok(time) => Ok(time),
         Err(_) => Err("is no duration; write for example 10s, 5m or 1h 30m".to_owned()),
+    }
+}
+
+pub(super) fn ready_timeout(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        time if time > MAX_READY_TIMEOUT => {
+            Err("is longer than 9m; who has not said READY after 10 minutes is killed by \
+            systemd (TimeoutStartSec= of we-agent.service), again and again"
+                .to_owned())
+        }
+        time => Ok(time),
     }
 }
 

@@ -75,8 +75,8 @@ impl Credential {
             Err(error) if error.kind() == io::ErrorKind::NotFound => format!("there is no token {file}"),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
                 return Some(format!(
-                    "no certificate is valid, and the user that we-agent runs as may not read the token {file}; \
-                     \"we-agent permit\", run as root, lets it"
+                    "no certificate is valid, and the user that we-agent runs as may not read the token {file}; {}",
+                    self.token.remedy()
                 ));
             }
             Err(error) => format!("the token {file} cannot be read ({})", error.kind()),

@@ -10,9 +10,20 @@ use crate::{
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
+use tokio::time::sleep;
 use zeroize::Zeroizing;
+
+/// From one attempt to remove what could not be removed to the next, besides those at a change of the file.
+const AGAIN: Duration = Duration::from_secs(30);
+
+/// What is to be removed: the token that has served, until it is gone. Only a durable certificate makes it superfluous.
+#[derive(Debug, Default)]
+pub(super) struct Spent {
+    served: Option<Stamp>,
+    durable: bool,
+}
 
 /// Why a token that has served is still there.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +35,9 @@ enum Stays {
     Credential(PathBuf),
     #[error("{} is a link or has a second name, so a removal would leave the token behind: remove all of it by hand", .0.display())]
     Linked(PathBuf),
-    #[error("{cause}{hint}", cause = .0, hint = if .0.kind() == "denied" { " (\"we-agent permit\", run as root, does)" } else { "" })]
+    #[error("{0}; {1}")]
+    Denied(DirError, &'static str),
+    #[error(transparent)]
     Dir(#[from] DirError),
 }
 
@@ -34,22 +47,50 @@ pub(super) fn look(token: &TokenFile) -> Token {
     if gone { Token::Removed } else { Token::Kept }
 }
 
-/// Removes the token, if so configured, when it has served: when it was `used`, or has expired. (One that has come but was
-/// not needed is the next one.) `before` is the file as it was before the request: what has come since is not removed.
-pub(super) fn settle(wanted: &Wanted, before: Option<Stamp>, used: bool, now: SystemTime) -> Token {
-    let token = &wanted.token;
-    if !token.remove || !(used || has_expired(token.current(), now)) {
-        return look(token);
+impl Spent {
+    /// Nothing has served yet; whether there is a certificate in the store.
+    pub(super) fn new(durable: bool) -> Self {
+        Self { served: None, durable }
     }
-    let removed = match (token.standing_in(), before) {
-        (Some(credential), _) => Err(Stays::Credential(credential.to_owned())),
-        (None, None) => Ok(Removal::Another),
-        (None, Some(stamp)) => remove(wanted, stamp),
-    };
-    match removed {
-        Ok(Removal::Linked) => Token::Stays { cause: Stays::Linked(token.file.clone()).to_string() },
-        Ok(Removal::Gone | Removal::Another) => look(token),
-        Err(error) => Token::Stays { cause: error.to_string() },
+
+    /// A certificate was issued, and is `durable` or not. `token` is the file as it was before the request, if that was what
+    /// it was issued for: what has come since is the next one.
+    pub(super) fn issued(&mut self, token: Option<Stamp>, durable: bool) {
+        *self = Self { served: token.or(self.served), durable };
+    }
+
+    /// Waits until it is worth while to try again; for ever when all is done.
+    pub(super) async fn again(&self) {
+        match self.served {
+            Some(_) => sleep(AGAIN).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Removes the token, if so configured, when it has served or has expired. (One that has come but was not needed is the
+    /// next one.) What cannot be removed stays to be removed.
+    pub(super) fn settle(&mut self, wanted: &Wanted, now: SystemTime) -> Token {
+        let token = &wanted.token;
+        if !token.remove || !self.durable {
+            return look(token);
+        }
+        if self.served.is_none() && has_expired(token.current(), now) {
+            self.served = Stamp::of(token.current());
+        }
+        let Some(stamp) = self.served else { return look(token) };
+        let removed = match token.standing_in() {
+            Some(credential) => Err(Stays::Credential(credential.to_owned())),
+            None => remove(wanted, stamp),
+        };
+        let cause = match removed {
+            Ok(Removal::Gone | Removal::Another) => {
+                self.served = None;
+                return look(token);
+            }
+            Ok(Removal::Linked) => Stays::Linked(token.file.clone()),
+            Err(cause) => cause,
+        };
+        Token::Stays { cause: cause.to_string() }
     }
 }
 
@@ -58,7 +99,10 @@ fn remove(wanted: &Wanted, stamp: Stamp) -> Result<Removal, Stays> {
     let (Some(dir), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else {
         return Ok(Removal::Linked);
     };
-    Ok(Dir::open(&wanted.root, dir)?.remove_seen(name, stamp)?)
+    Dir::open(&wanted.root, dir).and_then(|dir| dir.remove_seen(name, stamp)).map_err(|error| match error.kind() {
+        "denied" => Stays::Denied(error, wanted.token.remedy()),
+        _ => Stays::Dir(error),
+    })
 }
 
 fn has_expired(file: &Path, now: SystemTime) -> bool {
@@ -73,10 +117,7 @@ mod tests {
     use super::*;
     use crate::{spiffe::KeyKind, system::Root};
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-    use std::{
-        os::unix::fs::{PermissionsExt, symlink},
-        time::Duration,
-    };
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     /// A host with a token that expires at the second 1000.
     struct Host(tempfile::TempDir, Wanted);
@@ -113,7 +154,14 @@ mod tests {
         }
 
         fn settle(&self, used: bool, now: u64) -> Token {
-            settle(&self.1, Stamp::of(self.file()), used, at(now))
+            self.after(used.then(|| Stamp::of(self.1.token.current())).flatten()).settle(&self.1, at(now))
+        }
+
+        /// After a durable certificate was issued for that token, if there is one.
+        fn after(&self, token: Option<Stamp>) -> Spent {
+            let mut spent = Spent::default();
+            spent.issued(token, true);
+            spent
         }
     }
 
@@ -145,8 +193,40 @@ mod tests {
         let beside = host.0.path().join("new");
         fs::write(&beside, token()).unwrap();
         fs::rename(beside, host.file()).unwrap();
-        assert_eq!((settle(&host.1, before, true, at(1)), host.file().exists()), (Token::Kept, true));
-        assert_eq!((settle(&host.1, None, true, at(1)), host.file().exists()), (Token::Kept, true));
+        let mut spent = host.after(before);
+        assert_eq!((spent.settle(&host.1, at(1)), host.file().exists()), (Token::Kept, true));
+        assert_eq!(
+            (spent.settle(&host.1, at(1)), host.file().exists()),
+            (Token::Kept, true),
+            "it never becomes that one"
+        );
+    }
+
+    #[test]
+    fn what_could_not_be_removed_is_removed_once_it_can_be() {
+        let host = Host::new();
+        let dir = host.file().parent().unwrap();
+        let mode = |path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+        let mut spent = host.after(Stamp::of(host.file()));
+        mode(dir, 0o777);
+        for _ in 0..2 {
+            assert!(matches!(spent.settle(&host.1, at(1)), Token::Stays { .. }) && host.file().exists());
+        }
+        mode(dir, 0o700);
+        // As "we-agent permit" does it: another mode is no other token.
+        mode(host.file(), 0o640);
+        assert_eq!((spent.settle(&host.1, at(1)), host.file().exists()), (Token::Removed, false));
+    }
+
+    #[test]
+    fn a_token_outlives_a_store_that_fails_and_goes_when_it_has_healed() {
+        let host = Host::new();
+        let mut spent = Spent::default();
+        spent.issued(Stamp::of(host.file()), false);
+        assert_eq!((spent.settle(&host.1, at(2000)), host.file().exists()), (Token::Kept, true));
+        // The renewal is by the certificate.
+        spent.issued(None, true);
+        assert_eq!((spent.settle(&host.1, at(1)), host.file().exists()), (Token::Removed, false));
     }
 
     #[test]

@@ -74,7 +74,9 @@ impl Story {
         let script = Arc::new(Script { authority, act: Mutex::new(act), asked: AtomicUsize::new(0), clock });
         let (sender, fact) = watch::channel(Identity::default());
         let stop = CancellationToken::new();
-        let local = FileWatch::new([host.path().join("istio-token")]);
+        let token = host.path().join("bundle/istio-token");
+        std::fs::create_dir(host.path().join("bundle")).unwrap();
+        let local = FileWatch::new([token.clone()]);
         let wanted = Wanted {
             id: ID.parse().unwrap(),
             key: KeyKind::EcP256,
@@ -82,7 +84,7 @@ impl Story {
             min_interval: Duration::from_secs(10),
             root: Root::new(host.path()),
             store: "/var/lib/we-agent/payments".into(),
-            token: TokenFile { remove: true, ..TokenFile::new(host.path().join("istio-token")) },
+            token: TokenFile { remove: true, ..TokenFile::new(token) },
         };
         let running = tokio::spawn(run(script.clone(), wanted, || None, sender, local, clock, stop.clone()));
         Self { host, script, clock, fact, stop, running }
@@ -183,7 +185,7 @@ async fn a_parked_request_is_repeated_rarely_and_at_once_for_a_new_file() {
     assert!((60..=121).contains(&story.asked()), "{}", story.asked());
     story.act(Act::Issue);
     let put = story.clock.now();
-    std::fs::write(story.host.path().join("istio-token"), "new").unwrap();
+    std::fs::write(story.host.path().join("bundle/istio-token"), "new").unwrap();
     let received = story.certified().await.received;
     assert!(received.duration_since(put).unwrap() <= Duration::from_secs(5));
     story.end().await;
@@ -212,5 +214,33 @@ async fn a_request_that_hangs_does_not_keep_the_loop_from_stopping() {
     let story = Story::begin(Act::Hang);
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(story.asked(), 1);
+    story.end().await;
+}
+
+/// Root lets us into the directory after the token has served: nothing else changes then, and no certificate is due.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_could_not_be_removed_is_removed_before_the_next_renewal() {
+    use std::{fs, os::unix::fs::PermissionsExt};
+    let mut story = Story::begin(Act::Issue);
+    let dir = story.host.path().join("bundle");
+    let token = dir.join("istio-token");
+    let mode = |path: &PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    fs::write(&token, "served").unwrap();
+    mode(&dir, 0o777);
+    let fact = story.until(|fact| fact.current.is_some()).await;
+    assert!(matches!(fact.token, Token::Stays { .. }), "{:?}", fact.token);
+    // As "we-agent permit" does it, which the watch sees: the token still has served.
+    mode(&token, 0o640);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(matches!(story.fact.borrow().token, Token::Stays { .. }) && token.exists());
+    mode(&dir, 0o700);
+    let put = story.clock.now();
+    story.until(|fact| fact.token == Token::Removed).await;
+    assert!(!token.exists() && story.clock.now().duration_since(put).unwrap() <= Duration::from_secs(60));
+    // The next one is not needed, and is not taken for the one that has served.
+    fs::write(&token, "the next").unwrap();
+    story.until(|fact| fact.token == Token::Kept).await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(token.exists() && story.asked() == 1);
     story.end().await;
 }

@@ -117,6 +117,11 @@ impl Listeners {
         Some(held.remove(at).1)
     }
 
+    /// Whether none is left.
+    pub fn is_empty(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// The names of those that nobody has taken yet, and where they listen if that is on a network.
     pub fn left(&self) -> Vec<(String, Option<SocketAddr>)> {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -18,6 +18,7 @@ const EVERY: Duration = Duration::from_secs(2);
 pub struct Stamp {
     inode: u64,
     size: u64,
+    written: (i64, i64),
     changed: (i64, i64),
 }
 
@@ -25,13 +26,14 @@ impl Stamp {
     /// Of what `path` leads to; none when there is nothing that we can see.
     pub fn of(path: &Path) -> Option<Self> {
         let m = fs::metadata(path).ok()?;
-        Some(Self { inode: m.ino(), size: m.len(), changed: (m.ctime(), m.ctime_nsec()) })
+        let (written, changed) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
+        Some(Self { inode: m.ino(), size: m.len(), written, changed })
     }
 
-    /// Whether it is that of a file with these facts.
-    pub(super) fn is_of(&self, stat: &FileStat) -> bool {
+    /// Whether it is that of the same content; owner and mode may be others by now.
+    pub(super) fn is_content_of(&self, stat: &FileStat) -> bool {
         let size = u64::try_from(stat.st_size);
-        (self.inode, Ok(self.size), self.changed) == (stat.st_ino, size, (stat.st_ctime, stat.st_ctime_nsec))
+        (self.inode, Ok(self.size), self.written) == (stat.st_ino, size, (stat.st_mtime, stat.st_mtime_nsec))
     }
 }
 

@@ -37,6 +37,18 @@ impl TokenFile {
         self.credential.as_deref().filter(|_| missing)
     }
 
+    /// What to do when the user that we run as may not read or remove the file: `we-agent permit` is for `/etc/we-agent` alone.
+    pub fn remedy(&self) -> &'static str {
+        let ours = self.file.ancestors().nth(2).is_some_and(|dir| dir.ends_with("etc/we-agent"));
+        match (ours, self.remove) {
+            (true, _) => "\"we-agent permit\", run as root, mends that",
+            (false, false) => "give the file to root and the group of we-agent, mode 0640",
+            (false, true) => {
+                "give the file to root and the group of we-agent, mode 0640, and let that group write to its directory"
+            }
+        }
+    }
+
     /// Both places, to watch for changes.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         [&self.file].into_iter().chain(&self.credential).map(PathBuf::as_path)
@@ -130,6 +142,16 @@ mod tests {
         let none = TokenFacts { subject: None, audiences: vec![], expires: None };
         assert_eq!(facts(&token("{}")).unwrap(), none);
         assert_eq!(facts(&token(r#"{"exp":-5}"#)).unwrap(), none);
+    }
+
+    #[test]
+    fn the_remedy_is_one_that_helps() {
+        let remedy = |file: &str, remove| TokenFile { remove, ..TokenFile::new(file.into()) }.remedy();
+        for file in ["/etc/we-agent/payments/istio-token", "/srv/root/etc/we-agent/payments/istio-token"] {
+            assert!(remedy(file, false).contains("we-agent permit"), "{file}");
+        }
+        let elsewhere = remedy("/var/run/secrets/tokens/istio-token", true);
+        assert!(!elsewhere.contains("we-agent permit") && elsewhere.contains("its directory"), "{elsewhere}");
     }
 
     #[test]

@@ -375,3 +375,22 @@ async fn what_is_not_configured_any_more_is_let_go_and_what_may_come_is_kept() {
     gone(&own);
     end(fourth);
 }
+
+/// A socket unit starts its service for whoever waits, and fails for good at 20 starts in 2 s (systemd.socket(5)).
+#[test]
+fn a_wrong_configuration_takes_its_time_where_a_socket_is_passed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("we-agent.yaml");
+    std::fs::write(&file, "adminn: {}\n").unwrap();
+    let run = |mut command: Command| {
+        let begun = Instant::now();
+        let child = command.args(["run", "--root"]).arg(dir.path()).arg("--config").arg(&file).status().unwrap();
+        (child.code(), begun.elapsed())
+    };
+    let program = env!("CARGO_BIN_EXE_we-agent");
+    let mut passed = launch("payments", UnixListener::bind(dir.path().join("agent.sock")).unwrap().into());
+    passed.arg(program);
+    let (code, time) = run(passed);
+    assert!(code == Some(78) && time >= Duration::from_secs(1), "{code:?} after {time:?}");
+    assert_eq!(run(Command::new(program)).0, Some(78));
+}

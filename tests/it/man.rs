@@ -16,7 +16,7 @@ const FILES: &str = r#".SH FILES
 The bundle: cluster.env, mesh.yaml, root\-cert.pem, istio\-token and hosts, as "istioctl x workload entry configure" wrote them. A missing file is taken from the credential \fIworkload\fR_\fIfile\fR of the service, if there is one.
 .TP
 /etc/we\-agent/we\-agent.yaml
-The configuration. Optional; the example that comes with the package shows every key at its default.
+The configuration. Optional; /usr/share/doc/we\-agent/we\-agent.yaml shows every key at its default.
 .TP
 /run/we\-agent/\fIworkload\fR/
 key.pem, cert\-chain.pem and root\-cert.pem, always of one generation.
@@ -62,7 +62,8 @@ fn the_manual_page_of_the_configuration_is_fresh() -> Result<(), Box<dyn Error>>
         ".TH we-agent.yaml 5 \"\" \"we-agent ",
         env!("CARGO_PKG_VERSION"),
         "\" \"File Formats\"\n.SH NAME\nwe\\-agent.yaml \\- configuration of we\\-agent\n.SH SYNOPSIS\n\
-         /etc/we\\-agent/we\\-agent.yaml\n.SH DESCRIPTION\nThe file as the package brings it:\n.PP\n.nf\n"
+         /etc/we\\-agent/we\\-agent.yaml\n.SH DESCRIPTION\nOptional. The example that the package brings, \
+         /usr/share/doc/we\\-agent/we\\-agent.yaml, has every key at its default:\n.PP\n.nf\n"
     )
     .to_owned();
     for line in example.lines() {
@@ -79,7 +80,28 @@ fn the_completions_are_fresh() -> Result<(), Box<dyn Error>> {
     for (shell, name) in [(Shell::Bash, "we-agent"), (Shell::Zsh, "_we-agent"), (Shell::Fish, "we-agent.fish")] {
         let mut words = Vec::new();
         generate(shell, &mut we_agent::cli::Cli::command(), "we-agent", &mut words);
-        fresh(&format!("packaging/completions/{name}"), &String::from_utf8(words)?)?;
+        // clap_complete 4.6 gives a subcommand of a name with a hyphen two labels in bash.
+        let words = String::from_utf8(words)?.replace("we__subcmd__agent__", "we__agent__");
+        fresh(&format!("packaging/completions/{name}"), &words)?;
+    }
+    Ok(())
+}
+
+/// As bash has it completed: the words so far, the last of them unfinished, and what is offered.
+#[test]
+fn bash_completes_subcommands_and_their_options() -> Result<(), Box<dyn Error>> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/completions/we-agent");
+    for (words, offered) in [
+        (&["we-agent", "sta"][..], "status"),
+        (&["we-agent", "status", "--j"], "--json"),
+        (&["we-agent", "wait", "--t"], "--timeout"),
+        (&["we-agent", "run", "--log-format", "te"], "text"),
+        (&["we-agent", "permit", "--g"], "--group"),
+    ] {
+        let script = r#"file=$1; shift; . "$file"; COMP_WORDS=("$@") COMP_CWORD=$(($# - 1))
+            _we__agent we-agent "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD - 1]}"; echo "${COMPREPLY[*]}""#;
+        let output = std::process::Command::new("bash").args(["-c", script, "bash"]).arg(&file).args(words).output()?;
+        assert_eq!(String::from_utf8(output.stdout)?.trim(), offered, "{words:?}: {:?}", output.stderr);
     }
     Ok(())
 }

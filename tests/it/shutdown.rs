@@ -94,7 +94,7 @@ impl Manager {
 #[tokio::test]
 async fn ready_is_said_when_the_workload_is() {
     let lab = Lab::builder().group(group()).spawn().await.unwrap();
-    let host = host(&lab).config("startup: {readyTimeout: 10m}\nadmin: {address: off}\n");
+    let host = host(&lab).config("startup: {readyTimeout: 9m}\nadmin: {address: off}\n");
     let mut manager = Manager::new(&host);
     let socket = host.path("/notify");
     let environment = [("NOTIFY_SOCKET", socket.to_str().unwrap()), ("WATCHDOG_USEC", "200000")];

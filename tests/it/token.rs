@@ -77,20 +77,26 @@ async fn permit_is_for_the_group_of_the_agent() {
     let lab = lab().spawn().await.unwrap();
     let host = host(&lab);
     fs::set_permissions(host.path(TOKEN), fs::Permissions::from_mode(0o744)).unwrap();
-    let run = async |group: &str| {
-        let output = tokio::time::timeout(SOON, we_agent(&host).args(["permit", "--group", group]).output()).await;
+    let other = host.path("/other.yaml");
+    fs::write(&other, "{}").unwrap();
+    let run = async |group: &str, config: &[&str]| {
+        let mut permit = we_agent(&host);
+        let output = tokio::time::timeout(SOON, permit.args(["permit", "--group", group]).args(config).output()).await;
         let output = output.expect("it hangs").unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     };
-    let (code, said) = run("no-such-group").await;
+    let (code, said) = run("no-such-group", &[]).await;
     assert!(code == Some(1) && said.contains("this host knows no group no-such-group"), "{code:?} {said}");
     let group = nix::unistd::getegid().as_raw();
-    assert_eq!(run(&group.to_string()).await, (Some(0), String::new()));
+    let group_name = group.to_string();
     let facts = |path: &str| {
         let m = fs::metadata(host.path(path)).unwrap();
         (m.mode() & 0o7777, m.uid(), m.gid())
     };
     let us = nix::unistd::geteuid().as_raw();
+    assert_eq!(run(&group_name, &["--config", other.to_str().unwrap()]).await, (Some(0), String::new()));
+    assert_eq!(facts("/etc/we-agent/payments"), (0o750, us, group), "that file removes no token");
+    assert_eq!(run(&group_name, &[]).await, (Some(0), String::new()));
     assert_eq!(facts(TOKEN), (0o640, us, group));
     assert_eq!(facts("/etc/we-agent/payments"), (0o770, us, group), "its token is to be removed");
 }

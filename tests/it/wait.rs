@@ -46,4 +46,16 @@ async fn it_returns_when_the_workloads_are_ready() {
     assert!(code == 75 && said.contains("there is no workload cart"), "{code}: {said}");
     daemon.signal(nix::sys::signal::Signal::SIGTERM);
     daemon.ended().await;
+
+    // The next start, without a control plane: the certificate was kept.
+    lab.stop().await;
+    fs::remove_dir_all(host.path("/run/we-agent/payments")).unwrap();
+    let daemon = Daemon::start(&host, &[], &[]);
+    let (code, said) = wait(&host, &["--for", "identity", "--timeout", "30s"]).await;
+    assert!(code == 0 && said.starts_with("0 of 1 workload ready; payments: "), "{code}: {said}");
+    assert!(host.path("/run/we-agent/payments/key.pem").exists());
+    let (code, said) = wait(&host, &["--timeout", "0s"]).await;
+    assert!(code == 75, "{code}: {said}");
+    daemon.signal(nix::sys::signal::Signal::SIGTERM);
+    daemon.ended().await;
 }

@@ -6,7 +6,6 @@ upgrade() { inside "apt-get install -y $next"; }
 downgrade() { inside "apt-get install -y --allow-downgrades $package"; }
 remove() { inside 'apt-get remove -y we-agent'; }
 purge() { inside 'apt-get purge -y we-agent'; }
-# What an administrator has configured may differ.
-verify() { inside '! dpkg -V we-agent | grep -v " c "'; }
+verify() { inside '! dpkg -V we-agent | grep .'; }
 contents() { inside 'dpkg -L we-agent'; }
 prepare() { :; }

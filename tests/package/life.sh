@@ -10,7 +10,7 @@ set -uo pipefail
 here=$(readlink -f "$(dirname "$0")")
 suite=$1 format=$2 package=$(readlink -f "$3") next=$(readlink -f "$4")
 readonly machine=$suite-$format-$$
-out=${OUT:-$here/../../target/bed/out/$suite-$format}
+out=${OUT:-${WE_AGENT_BED:-$here/../../target/bed}/out/$suite-$format}
 rm -rf "$out"
 mkdir -p "$out/lab"
 out=$(readlink -f "$out")
@@ -67,9 +67,9 @@ bundle() {
     rm -rf "$out/bundle/$1"
     "$WE_LAB" bundle --dir "$out/lab" --group-file "$here/groups/$1.yaml" --internalIP 127.0.0.1 --output "$out/bundle/$1"
 }
-# copy_bundle GROUP DIR: copies it as root does it, token 0600 and all.
+# copy_bundle GROUP DIR [MODE]: copies it as root does it, token 0600 and all; or with a token that the agent can read at once.
 copy_bundle() {
-    chmod 600 "$out/bundle/$1/istio-token" &&
+    chmod "${3:-600}" "$out/bundle/$1/istio-token" &&
         tar -C "$out/bundle/$1" --owner=0 --group=0 -c . | inside "mkdir -p '$2' && tar -C '$2' -xp"
 }
 # events PATTERN: how many of its events say so.

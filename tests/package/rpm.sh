@@ -7,8 +7,7 @@ downgrade() { inside "rpm -U --oldpackage $package"; }
 remove() { inside 'rpm -e we-agent'; }
 # There is no purge: what the administrator has put there is the administrator's to remove.
 purge() { inside 'rm -rf /etc/we-agent /var/lib/we-agent'; }
-# What an administrator has configured may differ.
-verify() { inside '! rpm -V we-agent | grep -v " c "'; }
+verify() { inside '! rpm -V we-agent | grep .'; }
 contents() { inside 'rpm -ql we-agent'; }
 
 # Debian's root says nothing to rpm of what it has. A package without files says it, in the names of Red Hat's family;

@@ -26,7 +26,7 @@ fn is_plain(stat: &FileStat) -> bool {
 }
 
 impl Dir {
-    /// Removes a plain file if it still is the one that `stamp` was taken of. (Between the look and the removal another one
+    /// Removes a plain file if it still is the one that `stamp` was taken of, whoever may read it by now. (Between the look and the removal another one
     /// may get its name: nobody can be quicker than that by chance.)
     ///
     /// # Errors
@@ -41,7 +41,7 @@ impl Dir {
         if !is_plain(&stat) {
             return Ok(Removal::Linked);
         }
-        if !stamp.is_of(&stat) {
+        if !stamp.is_content_of(&stat) {
             return Ok(Removal::Another);
         }
         unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir).map_err(failed)?;

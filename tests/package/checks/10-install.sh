@@ -5,15 +5,22 @@ prepare
 arrange 'listing >/root/before; getent passwd >/root/users'
 ok 'installs' install || return 9
 ok 'its files are as it brought them' verify
+ok 'it brings no configuration, which is the administrator'"'"'s, but an example of it' inside '
+    test -d /etc/we-agent && test -z "$(ls -A /etc/we-agent)" && grep -q "^#startup:" /usr/share/doc/we-agent/we-agent.yaml'
 ok 'its users are there, without a shell or a home' inside '
     for user in we-agent we-agent-exec; do
-        getent passwd $user | grep -E ":(/usr)?/s?bin/nologin$" && test ! -e "$(getent passwd $user | cut -d: -f6)/." ||
-            test "$(getent passwd $user | cut -d: -f6)" = / || exit 1
+        home=$(getent passwd $user | cut -d: -f6)
+        getent passwd $user | grep -E ":(/usr)?/s?bin/nologin$" && { test ! -e "$home/." || test "$home" = /; } || exit 1
     done'
 ok 'it does not run and is not enabled' inside '
-    test "$(systemctl is-active we-agent)/$(systemctl is-enabled we-agent)" = inactive/disabled
-    ! systemctl list-units --all --plain --no-legend "we-agent*" | grep -w active
-    ! find /etc/systemd -name "*we-agent*" | grep .'
+    test "$(systemctl is-active we-agent)/$(systemctl is-enabled we-agent)" = inactive/disabled &&
+        ! systemctl list-units --all --plain --no-legend "we-agent*" | grep -w active &&
+        ! find /etc/systemd -name "*we-agent*" | grep .'
+# As the first boot does it (systemd.preset(5)); Debian enables what no preset names.
+ok 'the first boot of an image enables nothing of it' inside '
+    mkdir -p /root/image/usr/lib && cp -a /usr/lib/systemd /root/image/usr/lib && { systemctl --root=/root/image preset-all || :; } &&
+        find /root/image/etc/systemd -path "*.wants/*" | grep . && ! find /root/image/etc/systemd -name "*we-agent*" | grep .'
+arrange 'rm -r /root/image'
 ok 'all its files are root'"'"'s, none is setuid or can be written by others' inside '
     { dpkg -L we-agent 2>/dev/null || rpm -ql we-agent; } | while read -r path; do
         case $path in /run/*) continue ;; esac

@@ -14,6 +14,16 @@ ok 'a user that only reaches the socket is turned away, and the journal names it
 arrange consumers_start
 ok 'over a stop and a start' inside 'systemctl stop we-agent && systemctl start we-agent && within 20 ready'
 ok 'consumers of socket and files saw none of it' inside 'all_served 1'
+# Each end of the agent has it started again, for somebody waits at the socket.
+arrange 'echo "adminn: {}" >/etc/we-agent/we-agent.yaml; systemctl stop we-agent; consumers_start'
+ok 'the socket outlives a wrong configuration, though a program waits at it' inside '
+    socket() { systemctl show we-agent-socket@payments.socket --property="$1" --value; }
+    logged "unknown key .adminn" && sleep 5 && echo "$(socket ActiveState) $(socket Result)" && test "$(socket Result)" = success &&
+        { test "$(socket SubState)" = listening || test "$(socket SubState)" = running; }'
+ok 'mended, the agent starts with the same socket' inside '
+    cp /root/good.yaml /etc/we-agent/we-agent.yaml && within 10 systemctl start we-agent && within 20 ready &&
+        test "$(stat -c "%G %a" /run/we-agent/payments/agent.sock)" = "consumer 660" && given_to consumer'
+arrange 'systemctl stop consumer reader'
 # What the unit leaves open is needed: closed, this fails. Settings of a drop-in win.
 closed() {
     inside "

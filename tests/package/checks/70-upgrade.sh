@@ -4,13 +4,17 @@
 arrange consumers_start
 for way in upgrade downgrade; do
     # The agent has asked for a certificate, and is stopped before it has one.
-    rotates
+    ok 'the certificate rotates' rotates
     hung=$(events '"event":"csr".*hung')
     order inject ca-hangs
-    count $((hung + 1)) '"event":"csr".*hung' "$out/events"
+    ok 'the next one is asked for, and does not come' count $((hung + 1)) '"event":"csr".*hung' "$out/events"
     before=$(inside 'p MainPID')
     order heal ca-hangs
     ok "${way}s during a rotation" "$way"
+    # The example of the next version is another one, and this host has a configuration: nobody may be asked.
+    ok 'it is wholly installed, with the example of that version' inside "
+        { rpm -q we-agent || dpkg -s we-agent | grep -x 'Status: install ok installed'; } &&
+            { $([[ $way = upgrade ]] || echo !) grep -x '#next:' /usr/share/doc/we-agent/we-agent.yaml; }"
     ok 'the new program runs, and is ready' inside "
         within 20 another $before && within 20 ready && test \$(stat -Lc %i /proc/\$(p MainPID)/exe) = \$(stat -c %i /usr/bin/we-agent)"
     ok 'certificates rotate as before' rotates
