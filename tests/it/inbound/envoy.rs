@@ -63,7 +63,8 @@ async fn application() -> SocketAddr {
                         .serve_connection(io, answer)
                         .await;
                 } else {
-                    let _ = hyper::server::conn::http1::Builder::new().serve_connection(io, answer).await;
+                    let _ =
+                        hyper::server::conn::http1::Builder::new().half_close(true).serve_connection(io, answer).await;
                 }
             });
         }
