@@ -102,7 +102,10 @@ fn remedy(errno: Errno) -> &'static str {
             ": under systemd, create the directory first and let the service write there (ReadWritePaths= with systemctl edit \
              we-agent); else mount it writable, or configure another directory"
         }
-        Errno::EACCES | Errno::EPERM => ": let the user that we-agent runs as write there",
+        Errno::EACCES | Errno::EPERM => {
+            ": let the user that we-agent runs as write there, and under systemd the service, too (ReadWritePaths= with \
+             systemctl edit we-agent)"
+        }
         Errno::ENOENT => ": create it",
         _ => "",
     }

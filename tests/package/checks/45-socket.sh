@@ -54,13 +54,16 @@ readme() {
 belongs() { inside "test \"\$(stat -c '%U:%G %a' $1)\" = '$2'"; }
 arrange 'printf "u istio-proxy -\n" | systemd-sysusers -'
 settings "workloads: {payments: {socket: {allow: [{user: consumer}, {user: istio-proxy}], also: [/var$also]}}}"
-ok 'a path that the service may not write to is told with the directive that lets it' inside '
-    systemctl restart we-agent && within 20 eval "we-agent status | grep -q ReadWritePaths=" && logged ReadWritePaths='
+ok 'a path where it may not write is told, with the directive that lets the service' inside '
+    systemctl restart we-agent && logged "cannot create /run/secrets: permission denied.*ReadWritePaths=" &&
+        we-agent status --json | grep -q ReadWritePaths='
 # shellcheck disable=SC2317 # called by ok
 as_in_the_readme() {
-    readme tmpfiles.d | inside 'cat >/root/also.sh && bash -e /root/also.sh' &&
-        readme service.d/also.conf | inside 'mkdir -p /etc/systemd/system/we-agent.service.d &&
-            cat >/etc/systemd/system/we-agent.service.d/also.conf && systemctl daemon-reload && systemctl restart we-agent'
+    readme tmpfiles.d | inside 'cat >/root/also.sh && bash -e /root/also.sh && systemctl restart we-agent' || return
+    # It is not enough: there is a directory now, and the service may not write to it.
+    inside 'logged "workload-spiffe-uds/socket.new: read-only file system.*ReadWritePaths="' || return
+    readme service.d/also.conf | inside 'mkdir -p /etc/systemd/system/we-agent.service.d &&
+        cat >/etc/systemd/system/we-agent.service.d/also.conf && systemctl daemon-reload && systemctl restart we-agent'
 }
 ok 'with the directory and the drop-in of the README it starts' as_in_the_readme
 ok 'and the socket is there, for the group of the agent' inside "within 20 ready && within 20 test -S $also"
