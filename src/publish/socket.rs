@@ -2,7 +2,7 @@
 //! API on one name, for whoever the policy lets in.
 //!
 //! Nothing here can hold up a rotation: the newest identity is put where consumers look for it, and each takes it when
-//! it has room. What one peer can use is bounded, and at a bound new connections are turned away.
+//! it has room. What one user can use is bounded (`budget`), and beyond it is turned away.
 
 mod connection;
 mod place;
@@ -42,8 +42,8 @@ const REST: Duration = Duration::from_millis(100);
 /// one does not read.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Serves the newest identity on `place` until `shutdown`; then streams end with `UNAVAILABLE`. A socket that cannot be had is tried again and told in
-/// `fact`. `consumers` says who takes what.
+/// Serves the newest identity on `place` until `shutdown`; then streams end with `UNAVAILABLE`. A socket that cannot be
+/// had is tried again and told in `fact`. `consumers` says who takes what.
 pub async fn serve(
     place: Place,
     policy: Policy,

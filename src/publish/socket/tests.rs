@@ -1,8 +1,10 @@
 //! A client of both forms of secret discovery, on a real socket.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 mod bounds;
+mod bytes;
 mod ends;
 
+use self::bytes::speak;
 use super::*;
 use crate::{
     authority::{Authority, Leaf},
@@ -16,8 +18,6 @@ use crate::{
     spiffe::{KeyKind, PrivateKey, X509Context},
     system::{Root, Units},
 };
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use prost::Message;
@@ -39,8 +39,6 @@ const ISTIO: &str = "/var/run/secrets/workload-spiffe-uds/socket";
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
 const SOON: Duration = Duration::from_secs(20);
 const SERVICE: &str = "/envoy.service.secret.v3.SecretDiscoveryService";
-
-const STREAM_SECRETS: &str = "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets";
 
 /// A served socket.
 struct Host {
@@ -114,50 +112,8 @@ impl Host {
     }
 }
 
-/// Speaks HTTP/2; a stream that is not read takes `window` bytes.
-async fn speak(stream: UnixStream, window: u32) -> Channel {
-    let mut client = http2::Builder::new(TokioExecutor::new());
-    client.initial_stream_window_size(window);
-    let (sender, connection) = client.handshake(TokioIo::new(stream)).await.unwrap();
-    tokio::spawn(connection);
-    Channel(sender)
-}
-
 #[derive(Clone)]
 struct Channel(http2::SendRequest<tonic::body::Body>);
-
-impl Channel {
-    /// A call whose whole input is `bytes`: how many messages come, and how it ends.
-    async fn call(&mut self, path: &str, bytes: Vec<u8>) -> (usize, Code) {
-        ended(self.open(path, Full::new(Bytes::from(bytes))).await).await
-    }
-
-    /// The beginning of the answer to a call.
-    async fn open<B>(&mut self, path: &str, input: B) -> http::Response<hyper::body::Incoming>
-    where
-        B: hyper::body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + 'static,
-    {
-        let request = http::Request::post(format!("http://localhost{path}")).header("workload.spiffe.io", "true");
-        let request = request.body(tonic::body::Body::new(input)).unwrap();
-        timeout(SOON, self.0.send_request(request)).await.unwrap().unwrap()
-    }
-}
-
-/// The rest of an answer: how many messages come, and how it ends.
-async fn ended(answer: http::Response<hyper::body::Incoming>) -> (usize, Code) {
-    if let Some(status) = Status::from_header_map(answer.headers()) {
-        return (0, status.code());
-    }
-    let answer = timeout(SOON, answer.into_body().collect()).await.expect("no end in time").unwrap();
-    let end = Status::from_header_map(answer.trailers().unwrap()).unwrap().code();
-    let bytes = answer.to_bytes();
-    let (mut bytes, mut messages) = (&bytes[..], 0);
-    while let [_, a, b, c, d, rest @ ..] = bytes {
-        bytes = &rest[u32::from_be_bytes([*a, *b, *c, *d]) as usize..];
-        messages += 1;
-    }
-    (messages, end)
-}
 
 impl tower::Service<http::Request<tonic::body::Body>> for Channel {
     type Response = http::Response<hyper::body::Incoming>;
@@ -211,11 +167,6 @@ fn ack(name: &str, nonce: &str, error_detail: Option<rpc::Status>) -> SecretRequ
         error_detail,
         ..SecretRequest::default()
     }
-}
-
-/// A message as it is sent.
-fn framed(message: &impl Message) -> Vec<u8> {
-    [&[0], &u32::try_from(message.encoded_len()).unwrap().to_be_bytes()[..], &message.encode_to_vec()].concat()
 }
 
 /// Name, and what is in it.

@@ -1,6 +1,10 @@
 //! What one user can take.
-use super::*;
-use http_body_util::StreamBody;
+use super::{
+    bytes::{STREAM_SECRETS, ended, framed, speak},
+    *,
+};
+use ::bytes::Bytes;
+use http_body_util::{Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tracing::{Event, Level, Subscriber};

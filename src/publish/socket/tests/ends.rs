@@ -1,6 +1,10 @@
 //! How a stream ends.
-use super::*;
-use http_body_util::StreamBody;
+use super::{
+    bytes::{STREAM_SECRETS, ended, framed, speak},
+    *,
+};
+use ::bytes::Bytes;
+use http_body_util::{Full, StreamBody};
 use hyper::body::Frame;
 
 /// `grpcurl -d`, and whoever sends an iterator of one request.
