@@ -67,9 +67,9 @@ bundle() {
     rm -rf "$out/bundle/$1"
     "$WE_LAB" bundle --dir "$out/lab" --group-file "$here/groups/$1.yaml" --internalIP 127.0.0.1 --output "$out/bundle/$1"
 }
-# copy_bundle GROUP DIR [MODE]: copies it as root does it, token 0600 and all; or with a token that the agent can read at once.
+# copy_bundle GROUP DIR [readable]: copies it as root does it, token 0600 and all; or so that everybody can read it at once.
 copy_bundle() {
-    chmod "${3:-600}" "$out/bundle/$1/istio-token" &&
+    { if [[ ${3:-} ]]; then chmod 755 "$out/bundle/$1"; else chmod 600 "$out/bundle/$1/istio-token"; fi; } &&
         tar -C "$out/bundle/$1" --owner=0 --group=0 -c . | inside "mkdir -p '$2' && tar -C '$2' -xp"
 }
 # events PATTERN: how many of its events say so.

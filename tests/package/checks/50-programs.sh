@@ -41,7 +41,7 @@ END
 settings 'workloads:' '  batch: {health: {allowExec: true}, identity: {removeToken: true}}' \
     '  payments: {socket: {allow: [{user: consumer}]}, hooks: [{unit: server.service}, {command: [/usr/local/bin/hook]}]}'
 arrange 'systemctl restart we-agent'
-ok 'a bundle that comes while the agent runs is taken up' eval 'bundle batch && copy_bundle batch /etc/we-agent/batch 744 && inside "
+ok 'a bundle that comes while the agent runs is taken up' eval 'bundle batch && copy_bundle batch /etc/we-agent/batch readable && inside "
     within 20 test -s /run/we-agent/batch/key.pem"'
 ok 'an exec probe is run, by a user of its own' inside 'within 15 grep -qx "user we-agent-exec" /var/tmp/batch-probe'
 ok 'outside of the sandbox of the agent' inside 'grep -q "we-agent-exec@.*service" /var/tmp/batch-probe && grep -qx processes /var/tmp/batch-probe'
