@@ -187,7 +187,7 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
                     None if old.is_some_and(|old| now >= old) => ending = Some(now + settings.drain),
                     Some(until) if now >= until => return End::Broken,
                     // Who was asked and has not answered yet is not quiet, but busy.
-                    Some(until) if pump.rests() && now >= pump.moved + quiet(settings.drain, until, now) => return End::Quiet,
+                    Some(until) if pump.rests() && now >= pump.moved + quiet(until, now) => return End::Quiet,
                     _ => {}
                 }
             }
@@ -196,11 +196,11 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
     }
 }
 
-/// For how long nothing must have been moved on a connection that is to end at `until` at the latest. Bytes do not tell a
-/// pause in the middle of an answer from the time between two requests, so a pause gets half of all the time there is; in
-/// the last half a shorter one will do, for who calls all the time is better ended between two calls than in one.
-fn quiet(drain: Duration, until: Instant, now: Instant) -> Duration {
-    (drain / 2).min(until.saturating_duration_since(now))
+/// For how long nothing must have been moved on a connection that is to end at `until` at the latest: a quarter of the time
+/// that is left. Bytes do not tell a pause in the middle of an answer from the time between two requests. Who has not called
+/// for a while does not hold up the end; and who calls all the time is ended between two calls rather than in one.
+fn quiet(until: Instant, now: Instant) -> Duration {
+    until.saturating_duration_since(now) / 4
 }
 
 /// When to look again: more often towards the end, as less is asked for.
@@ -242,10 +242,9 @@ mod tests {
     fn less_and_less_has_to_be_quiet() {
         const SECOND: Duration = Duration::from_secs(1);
         let now = Instant::now();
-        let quiet = |left| quiet(5 * SECOND, now + left, now);
-        assert_eq!(quiet(5 * SECOND), 5 * SECOND / 2);
-        assert_eq!(quiet(3 * SECOND), 5 * SECOND / 2);
-        assert_eq!(quiet(SECOND), SECOND);
+        let quiet = |left| quiet(now + left, now);
+        assert_eq!(quiet(4 * SECOND), SECOND);
+        assert_eq!(quiet(SECOND), SECOND / 4);
         assert_eq!(quiet(Duration::ZERO), Duration::ZERO);
         // It neither spins nor sleeps through.
         assert_eq!((look(now), look(now + 9 * SECOND)), (LOOK.1, LOOK.0));
