@@ -19,7 +19,7 @@ for way in downgrade upgrade; do
 done
 # A call that a killed process had taken is lost with it; nothing else is.
 ok 'no call was refused, and at most the one of the kill broke off' inside '
-    systemctl stop caller; cat /root/caller.summary; grep -qE "^answered=[1-9][0-9]+ refused=0 broken=[01] " /root/caller.summary'
+    touch /root/caller.summary.stop; within 10 test -e /root/caller.summary; cat /root/caller.summary; grep -qE "^answered=[1-9][0-9]+ refused=0 broken=[01] " /root/caller.summary'
 arrange 'systemctl stop we-agent we-agent-inbound.socket && rm /etc/systemd/system/we-agent-inbound.socket &&
     systemctl daemon-reload && systemctl start we-agent'
 settings
