@@ -8,6 +8,7 @@
 #   machine.sh reboot NAME            reboot it: files stay, /run does not
 #   machine.sh cut NAME               the same, but by pulling the plug
 #   machine.sh down NAME [DIR]        power it off; its journal and console go to DIR
+#   machine.sh able NAME              whether there can be one here, else says why not
 #
 # The root is an overlay, ROOT below and a tmpfs above, so that each machine begins clean. Its network is a namespace with
 # nothing but loopback, and stays over a reboot. All of it lives in one pid namespace: the kernel ends the rest when the
@@ -73,6 +74,23 @@ is_up() {
     return 1
 }
 
+# Whether there can be a machine, or why not: root of a container may not make one, for example.
+able() {
+    local uids group
+    [[ $EUID = 0 ]] || { echo "a machine needs root"; return 1; }
+    command -v apt-get >/dev/null || { echo "machines are made from this system's packages, and it is no Debian"; return 1; }
+    read -r _ _ uids </proc/self/uid_map
+    # Less than the whole range is a user namespace, in which no device may be made.
+    if [[ $uids != 4294967295 ]] ||
+        ! unshare --mount --net --pid --fork --mount-proc -- mount -t tmpfs tmpfs /run 2>/dev/null; then
+        echo "a machine needs namespaces, which this root may not make"
+        return 1
+    fi
+    while read -r group; do
+        [[ -w ${group%/*} ]] || { echo "a machine needs a control group, which this root may not make"; return 1; }
+    done < <(groups)
+}
+
 # ---- the keeper: watches over the machine from outside of its pid namespace
 
 keeper() {
@@ -127,7 +145,7 @@ main() { # read whole before it runs, so that an edit does not disturb it
     local file mode before pid
     case $verb in
         up)
-            [[ $EUID = 0 ]] || die "needs root"
+            able >&2 || die "cannot be"
             ! alive || die "it is up already"
             rm -rf --one-file-system "$state"
             mkdir -p "$state/m"
@@ -163,6 +181,7 @@ main() { # read whole before it runs, so that an edit does not disturb it
             [[ -z ${1:-} ]] || { mkdir -p "$1" && cp "$state/console" "$state/journal" "$1/" || :; }
             rm -rf --one-file-system "$state"
             ;;
+        able) able ;;
         _keeper) keeper "$@" ;;
         _boot) boot "$@" ;;
         *) die "no such verb: $verb" ;;
