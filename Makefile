@@ -28,6 +28,7 @@ bench: ## Measure the release build (CONTROL=rig BENCH_BUNDLE=DIR: against an is
 	cargo build --release --package we-agent
 	cargo build --release --package we-lab
 	cargo build --release --package we-bench
+	-@tests/peers/setup
 	$(TARGET)/release/we-bench --control $(CONTROL) --agent $(TARGET)/release/we-agent --lab $(TARGET)/release/we-lab
 	$(TARGET)/release/we-bench inbound --agent $(TARGET)/release/we-agent --lab $(TARGET)/release/we-lab
 

