@@ -132,7 +132,7 @@ fn settings(workload: &Workload, inbound: &InboundConfig) -> Settings {
 /// The probe asks the application, not our listener in front of it. `known` are the listeners of `inbound`.
 pub(super) fn detours(inbound: &[InboundConfig], known: &[Inbound]) -> Vec<Detour> {
     let detour = |(inbound, known): (&InboundConfig, &Inbound)| Detour {
-        port: inbound.listen.port,
+        listen: (inbound.listen.ip, inbound.listen.port),
         place: known.place.clone(),
         to: inbound.forward.clone(),
         proxy_header: inbound.proxy_header,

@@ -32,8 +32,8 @@ pub(super) enum Source {
 /// long as we do listen. If we cannot, the mesh must not call there, however well the application is.
 #[derive(Debug, Clone)]
 pub struct Detour {
-    /// Our port.
-    pub port: u16,
+    /// Our address, if it is one of several, and port.
+    pub listen: (Option<IpAddr>, u16),
     /// Whether we listen there.
     pub place: watch::Receiver<InboundPlace>,
     /// Where the application is.
@@ -64,8 +64,7 @@ impl Detour {
 pub(super) async fn dial(host: &str, port: u16, source: Source, detours: &[Detour]) -> Result<LocalStream, String> {
     let mut failure = None;
     for target in resolve(host, port).await? {
-        let detour = detours.iter().find(|detour| detour.port == port && is_of_this_host(target.ip()));
-        let connected = match detour {
+        let connected = match detour(target, detours) {
             Some(detour) => detour.connect().await,
             None => connect(target, source).await.map(LocalStream::Left),
         };
@@ -75,6 +74,18 @@ pub(super) async fn dial(host: &str, port: u16, source: Source, detours: &[Detou
         }
     }
     Err(failure.unwrap_or_else(|| format!("dial tcp: lookup {host}: no such host")))
+}
+
+/// The one in front of `target`: that of its address, or of all addresses, or else the first that has the port.
+fn detour(target: SocketAddr, detours: &[Detour]) -> Option<&Detour> {
+    let ip = target.ip().to_canonical();
+    let near = |detour: &&Detour| match detour.listen.0 {
+        Some(ours) if ours == ip => 0,
+        None => 1,
+        Some(_) => 2,
+    };
+    let of_port = detours.iter().filter(|detour| detour.listen.1 == target.port());
+    of_port.min_by_key(near).filter(|_| is_of_this_host(target.ip()))
 }
 
 async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
@@ -130,7 +141,7 @@ mod tests {
         let application = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (fact, place) = watch::channel(InboundPlace::Absent);
         let to = Local::Tcp(application.local_addr().unwrap());
-        let detours = [Detour { port: 1, place, to, proxy_header: false }];
+        let detours = [Detour { listen: (None, 1), place, to, proxy_header: false }];
         for place in [InboundPlace::Absent, InboundPlace::Bound("127.0.0.1:1".parse().unwrap())] {
             fact.send_replace(place);
             assert!(dial("localhost", 1, Source::Exempt, &detours).await.is_ok());
@@ -138,6 +149,28 @@ mod tests {
         fact.send_replace(InboundPlace::Failed("cannot listen on port 1".to_owned()));
         let failed = dial("localhost", 1, Source::Exempt, &detours).await;
         assert_eq!(failed.unwrap_err(), "cannot listen on port 1");
+    }
+
+    #[test]
+    fn of_two_listeners_of_a_port_that_of_the_address_is_looked_behind() {
+        let detour_of = |listen: (Option<&str>, u16), forward: u16| Detour {
+            listen: (listen.0.map(|ip| ip.parse().unwrap()), listen.1),
+            place: watch::channel(InboundPlace::Absent).1,
+            to: Local::Tcp((Ipv4Addr::LOCALHOST, forward).into()),
+            proxy_header: false,
+        };
+        let detours = [
+            detour_of((Some("127.0.0.7"), 80), 1),
+            detour_of((Some("127.0.0.8"), 80), 2),
+            detour_of((Some("::1"), 80), 3),
+            detour_of((None, 81), 4),
+        ];
+        let behind = |target: &str| detour(target.parse().unwrap(), &detours).map(|detour| detour.to.to_string());
+        assert_eq!(behind("127.0.0.8:80").unwrap(), "127.0.0.1:2");
+        assert_eq!(behind("[::1]:80").unwrap(), "127.0.0.1:3");
+        assert_eq!(behind("127.0.0.1:80").unwrap(), "127.0.0.1:1", "of none, the first");
+        assert_eq!(behind("127.0.0.8:81").unwrap(), "127.0.0.1:4");
+        assert_eq!((behind("127.0.0.8:82"), behind("192.0.2.1:80")), (None, None));
     }
 
     #[tokio::test]

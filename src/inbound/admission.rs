@@ -80,6 +80,12 @@ impl Table {
 }
 
 impl Ticket {
+    /// Gives the place back, if it was not lost.
+    pub(super) fn give_back(self) -> bool {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.remove(self.address, self.number).is_some()
+    }
+
     /// Returns when the place is lost.
     pub(super) async fn evicted(&mut self) {
         let _ = (&mut self.evicted).await;
@@ -114,6 +120,8 @@ mod tests {
         assert!(!lost(&mut honest) && !lost(&mut late));
         assert_eq!(held.iter_mut().map(lost).filter(|lost| !lost).count(), 2);
         assert!(admission.evict() && lost(&mut held[100]) && !lost(&mut honest));
+        // The last one has its place, that one has lost it.
+        assert!(held.pop().is_some_and(Ticket::give_back) && !held.swap_remove(100).give_back());
         drop(held);
         drop((honest, late));
         assert!(!admission.evict());

@@ -73,15 +73,33 @@ fn prepared(stream: StdStream) -> io::Result<TcpStream> {
 
 async fn welcome(peer: &mut TcpStream, shared: &Arc<Shared>, mut ticket: Ticket) -> Result<Welcome, Refusal> {
     let within = shared.settings.handshake;
-    tokio::select! {
-        shaken = timeout(within, shake(peer, shared)) => shaken.unwrap_or_else(|_| {
-            let within = humantime::format_duration(within);
-            Err(Refusal::new(InboundRefusal::Timeout, format!("no handshake within {within} (handshakeTimeout)")))
-        }),
-        () = ticket.evicted() => Err(Refusal::new(
+    let late = |why: String| Err(Refusal::new(InboundRefusal::Timeout, why));
+    let shaken = tokio::select! {
+        biased;
+        () = ticket.evicted() => None,
+        shaken = timeout(within, shake(peer, shared)) => Some(shaken.unwrap_or_else(|_| {
+            late(format!("no handshake within {} (handshakeTimeout)", humantime::format_duration(within)))
+        })),
+        () = stopping(shared) => Some(late("no handshake when the agent stopped".to_owned())),
+    };
+    match shaken {
+        Some(Err(refusal)) => Err(refusal),
+        // The room of one that was evicted while it ended is taken already.
+        Some(Ok(welcome)) if ticket.give_back() => Ok(welcome),
+        _ => Err(Refusal::new(
             InboundRefusal::Evicted,
             "no room was left (maxHandshakes, or maxConnections), and this was the oldest handshake of the busiest address",
         )),
+    }
+}
+
+/// Returns when the agent stops and has waited for handshakes as long as for quiet connections.
+async fn stopping(shared: &Shared) {
+    let mut phase = shared.phase.clone();
+    let draining = phase.wait_for(|phase| *phase != Phase::Serving).await.map(|phase| *phase);
+    if let Ok(Phase::Draining(until)) = draining {
+        let now = Instant::now();
+        sleep_until((now + quiet(until, now)).into()).await;
     }
 }
 
@@ -94,7 +112,7 @@ fn refuse(peer: TcpStream, from: SocketAddr, refusal: &Refusal, shared: &Shared)
     }
 }
 
-async fn forward(peer: TcpStream, from: SocketAddr, mut welcome: Welcome, shared: &Arc<Shared>) {
+async fn forward(peer: TcpStream, from: SocketAddr, welcome: Welcome, shared: &Arc<Shared>) {
     let settings = &shared.settings;
     let application = match connect(&settings.forward).await {
         Ok(application) => application,
@@ -107,13 +125,11 @@ async fn forward(peer: TcpStream, from: SocketAddr, mut welcome: Welcome, shared
         shared.counters.plain.fetch_add(1, Relaxed);
     }
     shared.counters.bytes_in.fetch_add(welcome.said.len() as u64, Relaxed);
-    let mut first = std::mem::take(&mut welcome.said);
-    if settings.proxy_header
-        && let Ok(local) = peer.local_addr()
-    {
-        first = [header(from, local, &welcome), first].concat();
+    let header = settings.proxy_header.then(|| peer.local_addr().ok().map(|local| header(from, local, &welcome)));
+    let mut pump = Pump::new(peer, welcome.tls, application, welcome.said);
+    if let Some(Some(header)) = header {
+        pump.introduce(header);
     }
-    let mut pump = Pump::new(peer, welcome.tls, application, first);
     match pumped(&mut pump, shared).await {
         End::Said => {}
         End::Quiet => pump.close(),
@@ -185,9 +201,9 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
                         return if pump.is_empty() { End::Quiet } else { End::Broken };
                     }
                     None if old.is_some_and(|old| now >= old) => ending = Some(now + settings.drain),
-                    Some(until) if now >= until => return End::Broken,
                     // Who was asked and has not answered yet is not quiet, but busy.
                     Some(until) if pump.rests() && now >= pump.moved + quiet(until, now) => return End::Quiet,
+                    Some(until) if now >= until => return End::Broken,
                     _ => {}
                 }
             }

@@ -25,6 +25,12 @@ impl Lane {
         Self { held: bytes, ended, ..Self::default() }
     }
 
+    /// Puts bytes before all that is held. To be called before any was sent.
+    pub(super) fn precede(&mut self, mut bytes: Vec<u8>) {
+        bytes.append(&mut self.held);
+        self.held = bytes;
+    }
+
     /// Whether all that was taken has gone.
     pub(super) fn is_empty(&self) -> bool {
         self.held.is_empty()

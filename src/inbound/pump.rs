@@ -32,16 +32,22 @@ pub(super) struct Pump {
     said_end: bool,
     /// When bytes were moved last.
     pub(super) moved: Instant,
-    /// The last bytes went to the application, which may owe an answer.
+    /// The last bytes were the peer's, so the application may owe an answer.
     asked: bool,
 }
 
 impl Pump {
-    /// Begins with what the application is to get first.
-    pub(super) fn new(peer: TcpStream, tls: Option<Box<Tls>>, application: LocalStream, first: Vec<u8>) -> Self {
-        let inward = Lane::new(first, tls.as_ref().is_some_and(|tls| tls.peer_closed));
+    /// Begins with what the peer has said already.
+    pub(super) fn new(peer: TcpStream, tls: Option<Box<Tls>>, application: LocalStream, said: Vec<u8>) -> Self {
+        let asked = !said.is_empty();
+        let inward = Lane::new(said, tls.as_ref().is_some_and(|tls| tls.peer_closed));
         let (outward, moved) = (Lane::default(), Instant::now());
-        Self { peer, tls, application, inward, outward, said_end: false, moved, asked: false }
+        Self { peer, tls, application, inward, outward, said_end: false, moved, asked }
+    }
+
+    /// What we say to the application ourselves, before the peer.
+    pub(super) fn introduce(&mut self, header: Vec<u8>) {
+        self.inward.precede(header);
     }
 
     /// Moves what can be moved. Ready when all was said, or with what broke.
@@ -56,7 +62,6 @@ impl Pump {
             if !inward && !outward {
                 break;
             }
-            self.asked = !outward;
             any = true;
         }
         if any {
@@ -123,6 +128,7 @@ impl Pump {
         let Poll::Ready(n) = read(cx, &mut self.peer, &mut wire[tail..tail + BATCH])? else { return Ok(false) };
         let Some(tls) = &mut self.tls else {
             self.inward.ended = n == 0;
+            self.asked |= n > 0;
             counters.bytes_in.fetch_add(n as u64, Relaxed);
             self.inward.send(cx, &mut self.application, &wire[..n])?;
             return Ok(true);
@@ -145,6 +151,7 @@ impl Pump {
         // Most of the time there is none, and then nothing is kept.
         tls.tail = rest.to_vec();
         self.inward.ended = tls.peer_closed;
+        self.asked |= !plain.is_empty();
         counters.bytes_in.fetch_add(plain.len() as u64, Relaxed);
         self.inward.send(cx, &mut self.application, plain)?;
         Ok(true)
@@ -169,6 +176,7 @@ impl Pump {
     fn answer(&mut self, cx: &mut Context<'_>, buffers: &mut Buffers, counters: &InboundCounters) -> io::Result<bool> {
         let Buffers { answer, sealed, .. } = buffers;
         let Poll::Ready(n) = read(cx, &mut self.application, answer)? else { return Ok(false) };
+        self.asked = false;
         if n == 0 {
             self.outward.ended = true;
             return Ok(true);
