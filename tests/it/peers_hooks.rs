@@ -328,6 +328,6 @@ unix_socket_directories = ''
     // What systemd would do for the unit: the hook's reload of it.
     let reload = commands("ExecReload")
         .join(" && ")
-        .replace("/bin/systemctl reload postgresql@15-main.service", &format!("kill -HUP {}", server.pid()));
+        .replace("/bin/systemctl --no-block reload postgresql@15-main.service", &format!("kill -HUP {}", server.pid()));
     stage.rotates(port, Some(StartTls::Postgres), &["/bin/sh", "-c", &reload]).await;
 }

@@ -103,6 +103,12 @@ settings() {
         inside 'cat >/etc/we-agent/we-agent.yaml && cp /etc/we-agent/we-agent.yaml /root/good.yaml'
 }
 
+# readme WORD: the example that has it.
+readme() {
+    awk -v word="$1" '/^```/ { if (open && text ~ word) printf "%s", text; open = !open; text = ""; next }
+        open { text = text $0 "\n" }' "$here/../../README.md"
+}
+
 # ---- the machine
 
 cleanup() {

@@ -78,7 +78,9 @@ is_up() {
 able() {
     local uids group
     [[ $EUID = 0 ]] || { echo "a machine needs root"; return 1; }
-    command -v apt-get >/dev/null || { echo "machines are made from this system's packages, and it is no Debian"; return 1; }
+    # shellcheck disable=SC1091
+    [[ $(. /etc/os-release && echo "$ID") = debian ]] ||
+        { echo "machines are made from this system's packages, and it is no Debian"; return 1; }
     read -r _ _ uids </proc/self/uid_map
     # Less than the whole range is a user namespace, in which no device may be made.
     if [[ $uids != 4294967295 ]] ||

@@ -62,7 +62,10 @@ fn each_mistake_is_told() {
         ("[{listen: 8443, forward: 8080, idleTimeout: 2years}]", "is longer than a year"),
         ("[{listen: 8443, forward: 8080, drainTimeout: 2m}]", "is longer than 60s"),
         ("[{listen: '127.0.0.1:80', forward: 80}]", "forwards to itself: 127.0.0.1:80 answers at 127.0.0.1:80, too"),
-        ("[{listen: 80, forward: 80}]", "forwards to itself: 80 answers at 127.0.0.1:80, too; give the application another port, or listen on the address of this"),
+        (
+            "[{listen: 80, forward: 80}]",
+            "forwards to itself: 80 answers at 127.0.0.1:80, too; give the application another port, or listen on the address of this",
+        ),
         ("[{listen: '[::]:80', forward: '127.0.0.5:80'}]", "forwards to itself"),
         ("[{listen: '0.0.0.0:80', forward: '[::1]:80'}]", "forwards to itself"),
         ("[{listen: '[::ffff:127.0.0.1]:80', forward: 80}]", "forwards to itself"),

@@ -46,11 +46,6 @@ fi
 
 # Where Istio's own agent has its socket, by the words of the README.
 also=/run/secrets/workload-spiffe-uds/socket
-# readme WORD: the example that has it.
-readme() {
-    awk -v word="$1" '/^```/ { if (open && text ~ word) printf "%s", text; open = !open; text = ""; next }
-        open { text = text $0 "\n" }' "$here/../../README.md"
-}
 belongs() { inside "test \"\$(stat -c '%U:%G %a' $1)\" = '$2'"; }
 arrange 'printf "u istio-proxy -\n" | systemd-sysusers -'
 settings "workloads: {payments: {socket: {allow: [{user: consumer}, {user: istio-proxy}], also: [/var$also]}}}"

@@ -20,6 +20,28 @@ ok 'the unit is reloaded after a rotation, and sees the new certificate' inside 
 ok 'we-agent status says that it was' inside 'within 15 eval "we-agent status --json | grep -q \"\\\"state\\\": *\\\"reloaded\\\"\""'
 ok 'no request is left behind' inside 'within 15 eval "! ls /run/we-agent/reload.d/* | grep -vE \"\\.(taken|done)\$\""'
 
+# ---- PostgreSQL by the words of the README: a unit that it waits for gives it a copy. There is no PostgreSQL here, and daemon
+# stands for its user.
+
+arrange '
+    printf "%s\n" "[Service]" "ExecStart=/bin/sleep infinity" \
+        "ExecReload=/bin/sh -c \"openssl x509 -in /var/lib/postgresql/payments.pem -noout -serial >>/root/copies\"" \
+        >/etc/systemd/system/postgresql@.service
+    mkdir /var/lib/postgresql'
+settings 'workloads: {payments: {socket: {allow: [{user: consumer}]}, files: {outputs: [{format: pem}, {format: combined}, {format: trust}]},
+    hooks: [{unit: postgresql-svid.service}]}}'
+ok 'what copies for PostgreSQL starts' eval 'readme ExecReload=.*postgresql@15 | sed "s/postgres -g postgres/daemon -g daemon/" | inside "
+    cat >/etc/systemd/system/postgresql-svid.service && systemctl daemon-reload &&
+    systemctl enable --now we-agent-reload@postgresql-svid.service.path && systemctl restart we-agent &&
+    within 20 test -s /run/we-agent/payments/combined.pem && systemctl start postgresql@15-main postgresql-svid"'
+ok 'it has the new certificate after each rotation' inside '
+    rotates && within 15 grep -q "$(serial)" /root/copies && rotates && within 15 grep -q "$(serial)" /root/copies'
+arrange '
+    systemctl disable --now we-agent-reload@postgresql-svid.service.path
+    systemctl stop postgresql-svid postgresql@15-main
+    rm -r /etc/systemd/system/postgresql{@,-svid}.service /var/lib/postgresql
+    systemctl daemon-reload'
+
 # ---- commands
 
 # What a command sees, and what it can do; where every user may write.
