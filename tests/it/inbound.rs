@@ -293,6 +293,20 @@ async fn a_stop_lets_open_connections_end_and_takes_no_new_ones() {
 }
 
 #[tokio::test]
+async fn who_says_nothing_does_not_hold_up_a_stop() {
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, ", drainTimeout: 8s, handshakeTimeout: 1m")).await;
+    let mut silent = TcpStream::connect(at).await.unwrap();
+    agent.until("payments", "taken", |w| w.inbound[0].open == 1).await;
+    let begin = std::time::Instant::now();
+    let stopping = tokio::spawn(agent.stop());
+    assert_eq!(timeout(SOON, silent.read(&mut [0])).await.unwrap().unwrap(), 0);
+    stopping.await.unwrap();
+    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+}
+
+#[tokio::test]
 async fn a_stop_waits_for_an_answer_that_is_owed() {
     let lab = lab().spawn().await.unwrap();
     let slow = TcpListener::bind("127.0.0.1:0").await.unwrap();

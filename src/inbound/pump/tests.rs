@@ -80,3 +80,16 @@ async fn who_has_said_its_last_word_is_owed_an_answer() {
     until(&mut pump, |pump| !pump.asked).await;
     assert!(pump.is_empty() && !pump.rests());
 }
+
+#[tokio::test]
+async fn who_has_said_nothing_is_owed_nothing() {
+    let (mut pump, mut peer, mut application) = pump().await;
+    pump.introduce(b"PROXY".to_vec());
+    until(&mut pump, |pump| pump.is_empty()).await;
+    assert!(pump.rests());
+    peer.write_all(b"?").await.unwrap();
+    until(&mut pump, |pump| pump.owes()).await;
+    application.read_exact(&mut [0; 6]).await.unwrap();
+    application.write_all(b"!").await.unwrap();
+    until(&mut pump, |pump| pump.rests()).await;
+}

@@ -9,6 +9,7 @@ use crate::{
 };
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use std::{
+    io::Write,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -152,6 +153,43 @@ async fn silent_connections_do_not_use_up_what_the_mesh_needs() {
     kept.write_all(b"y").await.unwrap();
     kept.read_exact(&mut [0]).await.unwrap();
     agent.stop().await;
+}
+
+/// Whoever is let in has a place, also when it was to give way in the same moment.
+#[tokio::test]
+async fn bursts_do_not_get_past_the_bound() {
+    const MOST: u64 = 4;
+    let lab = lab().spawn().await.unwrap();
+    let echo = Echo::start().await;
+    let more = format!(", mode: permissive, maxConnections: {MOST}");
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, &more)).await;
+    let burst = || std::thread::spawn(move || burst(at));
+    let bursts = [burst(), burst()];
+    let mut held = Vec::new();
+    for burst in bursts {
+        held.extend(tokio::task::spawn_blocking(|| burst.join().unwrap()).await.unwrap());
+    }
+    // Those that gave way are gone in a moment.
+    agent
+        .until("payments", "bounded", |w| {
+            let seen = &w.inbound[0];
+            let taken = seen.connections + seen.refused.get("too_many").copied().unwrap_or_default();
+            taken == held.len() as u64 && seen.open <= MOST
+        })
+        .await;
+    agent.stop().await;
+}
+
+/// Callers that say something at once, again and again behind one that does not.
+fn burst(at: SocketAddr) -> Vec<std::net::TcpStream> {
+    let mut held = Vec::new();
+    for n in 0..300 {
+        let mut stream = std::net::TcpStream::connect(at).unwrap();
+        // It may be closed already.
+        let _ = stream.write_all(if n % 10 == 0 { &BEGINNING[..1] } else { b"x" });
+        held.push(stream);
+    }
+    held
 }
 
 #[tokio::test]
