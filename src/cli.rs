@@ -202,6 +202,10 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
         loaded => loaded?,
     };
     telemetry::init(args.log_format, args.log_level.or(config.log_level.clone()).unwrap_or_default());
+    // The sockets of workloads and inbound listeners may each have thousands of connections.
+    if let Err(error) = system::raise_descriptor_limit() {
+        tracing::warn!(cause = %error, "the limit on open descriptors stays; many connections may not find room");
+    }
     let stop = system::shutdown()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
     let commands = args.exec_socket.map_or(Commands::Direct, Commands::Runner);

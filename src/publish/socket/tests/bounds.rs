@@ -63,6 +63,24 @@ async fn a_user_has_so_many_connections_and_no_more_until_one_has_ended() {
     assert_eq!(crowd.connections.len(), 2);
 }
 
+#[tokio::test]
+async fn many_of_whom_nothing_can_be_told_make_one_line() {
+    let warnings = Warnings::default();
+    let _heard = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let (identity, secrets) = (watch::Sender::default(), watch::Sender::default());
+    let services = services(&identity, &secrets);
+    let mut crowd = Crowd::new(2, budget::OF_USER);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for _ in 0..100 {
+        // The kernel does not know who is at the other end of TCP.
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let stream = StdStream::from(std::os::fd::OwnedFd::from(stream));
+        crowd.admit(UnixStream::from_std(stream).unwrap(), &services);
+    }
+    assert_eq!((crowd.connections.len(), warnings.0.load(Ordering::Relaxed)), (0, 1));
+}
+
 /// Input that does not end.
 type Input = mpsc::Sender<Result<Frame<Bytes>, std::convert::Infallible>>;
 
