@@ -64,7 +64,7 @@ pub async fn serve(
         clock,
         shutdown: shutdown.clone(),
     };
-    let mut places = Places::new(place);
+    let mut places = Places::new(place, fact, clock);
     let mut crowd = Crowd::new(MAX_OF_USER, budget::OF_USER);
     identity.mark_changed();
     loop {
@@ -77,11 +77,11 @@ pub async fn serve(
                     break;
                 }
                 let identity = identity.borrow_and_update().clone();
-                offer(&identity, &secrets, &fact, clock);
+                offer(&identity, &secrets, &mut places, clock);
                 newest.send_replace(identity);
             }
             () = crowd.left() => {}
-            came = places.accept(&fact, clock), if crowd.connections.len() < MAX => match came {
+            came = places.accept(), if crowd.connections.len() < MAX => match came {
                 Ok(stream) => crowd.admit(stream, &services),
                 Err(error) => {
                     crowd.missed(&error);
@@ -96,14 +96,13 @@ pub async fn serve(
 
 /// Encodes the newest SVID, if it is another one and valid. An invalid one changes nothing: those who have something
 /// keep it.
-fn offer(identity: &Identity, secrets: &watch::Sender<Secrets>, fact: &watch::Sender<Publication>, clock: Clock) {
+fn offer(identity: &Identity, secrets: &watch::Sender<Secrets>, places: &mut Places, clock: Clock) {
     let Some(context) = identity.valid(clock.now()) else { return };
-    let serial = Some(context.svid.serial().to_owned());
     if secrets.borrow().is_of(context) {
         return;
     }
     secrets.send_replace(Secrets::of(context));
-    fact.send_modify(|known| known.serial = serial);
+    places.offer(context.svid.serial());
 }
 
 /// Everybody who is connected.
