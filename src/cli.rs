@@ -54,8 +54,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Return when the workloads are ready
     ///
-    /// A workload is ready when it holds a valid certificate and is registered. we-agent-online.service runs this with
-    /// "--for identity", so that other units can order themselves after it.
+    /// A workload is ready when it holds a valid certificate, is registered, and none of its inbound listeners has failed to
+    /// listen. we-agent-online.service runs this with "--for identity", so that other units can order themselves after it.
     Wait(WaitArgs),
     /// Let the daemon's group read the bundles, and nobody else
     ///
