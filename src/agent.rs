@@ -300,7 +300,7 @@ impl Floor {
         let mut token = TokenLook::new(&workload.token);
         token.look(name, &self.root);
         if !settings.inbound.is_empty() && self.threads.is_none() {
-            match inbound::threads() {
+            match Threads::start() {
                 Ok(threads) => self.threads = Some(threads),
                 Err(error) => tracing::error!(cause = %error, "no threads for inbound connections, so nobody listens"),
             }

@@ -42,6 +42,9 @@ Exit status:
 /// once, and a socket unit that starts its service 20 times in 2 s fails for good (systemd.socket(5), TriggerLimitBurst=).
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long threads of the runtime may take to end when all is done. By then nobody hears signals any more.
+const LAST_BREATH: Duration = Duration::from_secs(1);
+
 /// A subcommand.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -51,8 +54,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Return when the workloads are ready
     ///
-    /// A workload is ready when it holds a valid certificate and is registered. we-agent-online.service runs this with
-    /// "--for identity", so that other units can order themselves after it.
+    /// A workload is ready when it holds a valid certificate, is registered, and none of its inbound listeners has failed to
+    /// listen. we-agent-online.service runs this with "--for identity", so that other units can order themselves after it.
     Wait(WaitArgs),
     /// Let the daemon's group read the bundles, and nobody else
     ///
@@ -187,9 +190,13 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// One thread is enough: nothing here computes for long.
+/// One thread is enough: nothing here computes for long. What is still on a thread of its own at the end (a name service
+/// that hangs) is not waited for: who writes has waited for that itself.
 fn wait_for(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(task)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let done = runtime.block_on(task);
+    runtime.shutdown_timeout(LAST_BREATH);
+    done
 }
 
 async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
@@ -202,6 +209,10 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
         loaded => loaded?,
     };
     telemetry::init(args.log_format, args.log_level.or(config.log_level.clone()).unwrap_or_default());
+    // The sockets of workloads and inbound listeners may each have thousands of connections.
+    if let Err(error) = system::raise_descriptor_limit() {
+        tracing::warn!(cause = %error, "the limit on open descriptors stays; many connections may not find room");
+    }
     let stop = system::shutdown()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
     let commands = args.exec_socket.map_or(Commands::Direct, Commands::Runner);
@@ -245,5 +256,26 @@ fn print(text: &str) -> anyhow::Result<()> {
         // `we-agent status | head` is no failure.
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::{sync::mpsc, time::Instant};
+
+    #[test]
+    fn a_thread_that_hangs_does_not_hold_up_the_end() {
+        const HANGS: Duration = Duration::from_secs(20);
+        let begun = Instant::now();
+        let (_never, hangs) = mpsc::channel::<()>();
+        let ended = wait_for(async {
+            let (starts, started) = tokio::sync::oneshot::channel();
+            tokio::task::spawn_blocking(move || starts.send(()).map(|()| hangs.recv_timeout(HANGS)));
+            Ok(started.await?)
+        });
+        ended.unwrap();
+        assert!(begun.elapsed() < HANGS);
     }
 }

@@ -46,7 +46,7 @@ complete -c we-agent -n "__fish_we_agent_using_subcommand status" -l json -d 'Pr
 complete -c we-agent -n "__fish_we_agent_using_subcommand status" -s h -l help -d 'Print help'
 complete -c we-agent -n "__fish_we_agent_using_subcommand wait" -l root -d 'Directory that every path of the agent is looked up below' -r -F
 complete -c we-agent -n "__fish_we_agent_using_subcommand wait" -l timeout -d 'Give up after this time, for example 90s or 5min; the default is never' -r
-complete -c we-agent -n "__fish_we_agent_using_subcommand wait" -l for -d 'What to wait for' -r -f -a "ready\t'A valid certificate, and a registration that the control plane has acknowledged'
+complete -c we-agent -n "__fish_we_agent_using_subcommand wait" -l for -d 'What to wait for' -r -f -a "ready\t'A valid certificate, a registration that the control plane has acknowledged, and no inbound listener that failed'
 identity\t'A certificate that has not expired, where programs find it; a kept one needs no control plane'"
 complete -c we-agent -n "__fish_we_agent_using_subcommand wait" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c we-agent -n "__fish_we_agent_using_subcommand permit" -l root -d 'Directory that every path of the agent is looked up below' -r -F

@@ -5,20 +5,12 @@ use crate::{
     health::Detour,
     inbound::{Listener, Place, Settings, Threads},
     status::{Inbound, InboundCounters, InboundPlace},
-    system::{Listeners, Local, raise_descriptor_limit},
+    system::{Listeners, Local},
     workload::{ProbeMethod, ReadinessProbe, Workload},
 };
 use serde_json::Value;
-use std::{collections::BTreeSet, io, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::watch;
-
-/// The threads of the data path, and descriptors enough for its connections.
-pub(super) fn threads() -> io::Result<Threads> {
-    if let Err(error) = raise_descriptor_limit() {
-        tracing::warn!(cause = %error, "the limit on open descriptors stays; many connections may not find room");
-    }
-    Threads::start()
-}
 
 /// The listeners of a workload, each with the fact that others may read.
 pub(super) fn listeners(

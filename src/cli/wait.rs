@@ -2,7 +2,7 @@
 
 use super::status;
 use crate::{
-    status::{IdentityState, Report, WorkloadReport},
+    status::{IdentityState, PublicationReport, Report, WorkloadReport},
     system::Root,
 };
 use clap::ValueEnum;
@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(250);
 /// What is waited for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub(super) enum Aim {
-    /// A valid certificate, and a registration that the control plane has acknowledged
+    /// A valid certificate, a registration that the control plane has acknowledged, and no inbound listener that failed
     #[default]
     Ready,
     /// A certificate that has not expired, where programs find it; a kept one needs no control plane
@@ -62,36 +62,52 @@ pub(super) async fn wait(
 
 /// What `workloads` lack; none when they have it.
 fn lacking(report: &Report, workloads: &[String], aim: Aim) -> Option<String> {
-    let lacks = |w: &WorkloadReport| !has(w, aim);
+    let lacks = |w: &&WorkloadReport| !has(w, aim);
     if workloads.is_empty() {
-        let lacking = report.workloads.is_empty() || report.workloads.iter().any(lacks);
-        return lacking.then(|| report.summary());
+        return match (report.workloads.iter().find(lacks), aim) {
+            (Some(w), Aim::Identity) => Some(reason(w, aim)),
+            (Some(_), Aim::Ready) => Some(report.summary()),
+            (None, _) => report.workloads.is_empty().then(|| report.summary()),
+        };
     }
     workloads.iter().find_map(|name| match report.workloads.iter().find(|w| w.name == *name) {
         None => Some(format!("there is no workload {name}; put its bundle into /etc/we-agent/{name}/")),
-        Some(w) if lacks(w) => {
-            let unpublished = w.files.iter().find_map(|file| file.cause.as_deref());
-            Some(format!("{name}: {}", w.cause.as_deref().or(unpublished).unwrap_or("not ready")))
-        }
-        Some(_) => None,
+        Some(w) => lacks(&w).then(|| reason(w, aim)),
     })
 }
 
 fn has(workload: &WorkloadReport, aim: Aim) -> bool {
     match aim {
         Aim::Ready => workload.ready,
-        Aim::Identity => {
-            matches!(workload.identity.state, IdentityState::Valid | IdentityState::Refused)
-                && workload.files.iter().all(|file| file.serial.is_some())
-        }
+        Aim::Identity => is_certified(workload) && unpublished(workload).is_none(),
     }
+}
+
+/// Why a workload has not what is aimed for.
+fn reason(workload: &WorkloadReport, aim: Aim) -> String {
+    // What it lacks to be ready may be a registration, which nobody waits for here.
+    let unpublished = unpublished(workload).filter(|_| aim == Aim::Identity && is_certified(workload));
+    let why = match unpublished {
+        Some(file) => file.cause.clone().unwrap_or_else(|| format!("no {} yet", file.publisher)),
+        None => workload.cause.clone().unwrap_or_else(|| "not ready".to_owned()),
+    };
+    format!("{}: {why}", workload.name)
+}
+
+fn is_certified(workload: &WorkloadReport) -> bool {
+    matches!(workload.identity.state, IdentityState::Valid | IdentityState::Refused)
+}
+
+/// Where programs do not find a certificate. A path of `socket.also` is no such place: another program may serve it.
+fn unpublished(workload: &WorkloadReport) -> Option<&PublicationReport> {
+    workload.files.iter().find(|file| file.serial.is_none() && !file.publisher.starts_with("socket "))
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::status::{PublicationReport, Timestamp};
+    use crate::status::Timestamp;
     use std::time::UNIX_EPOCH;
 
     fn report(workloads: &[(&str, Option<&str>)]) -> Report {
@@ -136,17 +152,29 @@ mod tests {
     #[test]
     fn an_identity_is_a_certificate_that_programs_find() {
         let mut report = report(&[("payments", Some("no registration"))]);
-        let lacking = |report: &Report| lacking(report, &[], Aim::Identity).is_some();
-        assert!(lacking(&report), "no certificate");
+        let lacking = |report: &Report| lacking(report, &[], Aim::Identity);
+        assert_eq!(lacking(&report).as_deref(), Some("payments: no registration"), "no certificate");
         report.workloads[0].identity.state = IdentityState::Valid;
         let file = PublicationReport { publisher: "files".to_owned(), serial: None, cause: None };
         report.workloads[0].files.push(file);
-        assert!(lacking(&report), "nothing is put out yet");
+        assert_eq!(lacking(&report).as_deref(), Some("payments: no files yet"));
         report.workloads[0].files[0].serial = Some("1f".to_owned());
-        assert!(!lacking(&report));
+        assert_eq!(lacking(&report), None);
+        // Another program may have a path of `socket.also`; our own socket is where programs look.
+        let mut add = |publisher: &str, cause: Option<&str>| {
+            let (publisher, cause) = (publisher.to_owned(), cause.map(str::to_owned));
+            report.workloads[0].files.push(PublicationReport { publisher, serial: None, cause });
+            lacking(&report)
+        };
+        assert_eq!(add("socket /run/x", Some("another program listens")), None);
+        assert_eq!(add("socket", None).as_deref(), Some("payments: no socket yet"));
+        report.workloads[0].files[2].cause = Some("no such group".to_owned());
+        assert_eq!(lacking(&report).as_deref(), Some("payments: no such group"));
+        let named = super::lacking(&report, &["payments".to_owned()], Aim::Identity);
+        assert_eq!(named.as_deref(), Some("payments: no such group"));
         report.workloads[0].identity.state = IdentityState::Expired;
-        assert!(lacking(&report));
+        assert!(lacking(&report).is_some());
         report.workloads.clear();
-        assert!(lacking(&report), "a host without workloads has none");
+        assert!(lacking(&report).is_some(), "a host without workloads has none");
     }
 }

@@ -74,8 +74,10 @@ impl Spent {
         if !token.remove || !self.durable {
             return look(token);
         }
+        // Stamped before it is read: one that comes in between is another, and stays.
+        let stamp = Stamp::of(token.current());
         if self.served.is_none() && has_expired(token.current(), now) {
-            self.served = Stamp::of(token.current());
+            self.served = stamp;
         }
         let Some(stamp) = self.served else { return look(token) };
         let removed = match token.standing_in() {

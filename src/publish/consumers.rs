@@ -34,7 +34,8 @@ pub(super) fn version_of_roots(bundle: &X509Bundle) -> Arc<str> {
 #[derive(Debug, Clone)]
 pub(super) struct Consumers {
     fact: watch::Sender<status::Consumers>,
-    refusals: Arc<Refusals>,
+    turned_away: Arc<Refusals>,
+    refused: Arc<Refusals>,
     uid: u32,
     pid: Option<i32>,
 }
@@ -42,7 +43,7 @@ pub(super) struct Consumers {
 impl Consumers {
     /// Nobody yet; written to `fact`.
     pub(super) fn new(fact: watch::Sender<status::Consumers>) -> Self {
-        Self { fact, refusals: Arc::default(), uid: u32::MAX, pid: None }
+        Self { fact, turned_away: Arc::default(), refused: Arc::default(), uid: u32::MAX, pid: None }
     }
 
     /// Those of one peer.
@@ -53,7 +54,7 @@ impl Consumers {
     /// Tells that one of them asks for what it cannot have; once a minute for each user.
     pub(super) fn turned_away(&self, protocol: &'static str, node: &str, why: &tonic::Status) {
         let (Self { uid, pid, .. }, cause) = (self, why.message());
-        match self.refusals.due(*uid) {
+        match self.turned_away.due(*uid) {
             Some(before) => warn!(protocol, node, uid, pid, cause, before, "a consumer is turned away"),
             None => debug!(protocol, node, uid, pid, cause, "a consumer is turned away"),
         }
@@ -128,19 +129,16 @@ impl Seat {
         self.accepted(name, version.clone());
     }
 
-    /// It does not want this. Said once for each version, for it is not sent again.
+    /// It does not want this. Said once a minute for each user: a version is sent again to whoever asks anew, and can be
+    /// refused again.
     pub(super) fn refused(&self, name: &'static str, version: &str, why: &str) {
-        let Consumers { uid, pid, .. } = self.consumers;
-        warn!(
-            protocol = self.protocol,
-            node = self.node,
-            uid,
-            pid,
-            name,
-            version,
-            cause = why,
-            "a consumer refuses what it was sent and goes on with what it has"
-        );
+        let (Self { protocol, node, consumers, .. }, cause) = (self, why);
+        let Consumers { uid, pid, .. } = *consumers;
+        let what = "a consumer refuses what it was sent and goes on with what it has";
+        match consumers.refused.due(uid) {
+            Some(before) => warn!(protocol, node, uid, pid, name, version, cause, before, "{what}"),
+            None => debug!(protocol, node, uid, pid, name, version, cause, "{what}"),
+        }
         self.modify(name, |consumer| consumer.refusal = Some(why.to_owned()));
     }
 

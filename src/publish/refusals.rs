@@ -17,8 +17,9 @@ const MAX_COUNTED: usize = 64;
 pub(super) struct Refusals(Mutex<Counted>);
 
 impl Refusals {
-    /// Counts a refusal of `uid`; how many went unsaid before it, when it is to be said.
-    pub(super) fn due(&self, uid: u32) -> Option<u64> {
+    /// Counts a refusal of `uid` (none when the user is not known); how many went unsaid before it, when it is to be said.
+    pub(super) fn due(&self, uid: impl Into<Option<u32>>) -> Option<u64> {
+        let uid = uid.into();
         self.0.lock().unwrap_or_else(PoisonError::into_inner).count(uid, Instant::now())
     }
 }
@@ -27,9 +28,9 @@ impl Refusals {
 struct Counted(BTreeMap<Option<u32>, (Instant, u64)>);
 
 impl Counted {
-    fn count(&mut self, uid: u32, now: Instant) -> Option<u64> {
-        let full = self.0.len() >= MAX_COUNTED && !self.0.contains_key(&Some(uid));
-        let who = if full { None } else { Some(uid) };
+    fn count(&mut self, uid: Option<u32>, now: Instant) -> Option<u64> {
+        let full = self.0.len() >= MAX_COUNTED && !self.0.contains_key(&uid);
+        let who = uid.filter(|_| !full);
         match self.0.get_mut(&who) {
             Some((said, unsaid)) if now.duration_since(*said) < SAY_EVERY => {
                 *unsaid += 1;
@@ -53,21 +54,21 @@ mod tests {
     fn a_refusal_is_said_once_a_minute_for_each_user() {
         let (mut refusals, start) = (Counted::default(), Instant::now());
         let at = |seconds| start + Duration::from_secs(seconds);
-        assert_eq!(refusals.count(1000, at(0)), Some(0));
-        assert_eq!(refusals.count(1000, at(1)), None);
-        assert_eq!(refusals.count(1000, at(59)), None);
-        assert_eq!(refusals.count(1001, at(59)), Some(0));
-        assert_eq!(refusals.count(1000, at(60)), Some(2));
-        assert_eq!(refusals.count(1000, at(61)), None);
+        assert_eq!(refusals.count(Some(1000), at(0)), Some(0));
+        assert_eq!(refusals.count(Some(1000), at(1)), None);
+        assert_eq!(refusals.count(Some(1000), at(59)), None);
+        assert_eq!(refusals.count(Some(1001), at(59)), Some(0));
+        assert_eq!(refusals.count(Some(1000), at(60)), Some(2));
+        assert_eq!(refusals.count(Some(1000), at(61)), None);
     }
 
     #[test]
     fn many_users_share_a_line_and_no_memory() {
         let (mut refusals, start) = (Counted::default(), Instant::now());
-        let said = (0..10_000).filter(|uid| refusals.count(*uid, start).is_some()).count();
+        let said = (0..10_000).filter(|uid| refusals.count(Some(*uid), start).is_some()).count();
         assert_eq!((said, refusals.0.len()), (MAX_COUNTED + 1, MAX_COUNTED + 1));
         // Those that are old make room.
-        assert_eq!(refusals.count(20_000, start + SAY_EVERY), Some(10_000 - MAX_COUNTED as u64 - 1));
-        assert_eq!(refusals.count(20_001, start + SAY_EVERY), Some(0));
+        assert_eq!(refusals.count(Some(20_000), start + SAY_EVERY), Some(10_000 - MAX_COUNTED as u64 - 1));
+        assert_eq!(refusals.count(Some(20_001), start + SAY_EVERY), Some(0));
     }
 }

@@ -14,6 +14,7 @@ use super::{
     budget::{self, Budget},
     consumers::Consumers,
     policy::Policy,
+    refusals::Refusals,
     sds::Secrets,
 };
 use crate::{
@@ -22,7 +23,7 @@ use crate::{
 };
 use connection::{Connection, Services};
 use places::Places;
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
 use tokio::{
     net::UnixStream,
     sync::watch,
@@ -30,7 +31,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument as _, warn};
+use tracing::{Instrument as _, debug, warn};
 
 /// Connections at a time of one user. One Envoy has one.
 const MAX_OF_USER: usize = 1024;
@@ -63,7 +64,7 @@ pub async fn serve(
         clock,
         shutdown: shutdown.clone(),
     };
-    let mut places = Places::new(place);
+    let mut places = Places::new(place, fact, clock);
     let mut crowd = Crowd::new(MAX_OF_USER, budget::OF_USER);
     identity.mark_changed();
     loop {
@@ -76,14 +77,14 @@ pub async fn serve(
                     break;
                 }
                 let identity = identity.borrow_and_update().clone();
-                offer(&identity, &secrets, &fact, clock);
+                offer(&identity, &secrets, &mut places, clock);
                 newest.send_replace(identity);
             }
             () = crowd.left() => {}
-            came = places.accept(&fact, clock), if crowd.connections.len() < MAX => match came {
+            came = places.accept(), if crowd.connections.len() < MAX => match came {
                 Ok(stream) => crowd.admit(stream, &services),
                 Err(error) => {
-                    warn!(cause = %error, "a consumer cannot be let in at present");
+                    crowd.missed(&error);
                     tokio::time::sleep(REST).await;
                 }
             },
@@ -95,14 +96,13 @@ pub async fn serve(
 
 /// Encodes the newest SVID, if it is another one and valid. An invalid one changes nothing: those who have something
 /// keep it.
-fn offer(identity: &Identity, secrets: &watch::Sender<Secrets>, fact: &watch::Sender<Publication>, clock: Clock) {
+fn offer(identity: &Identity, secrets: &watch::Sender<Secrets>, places: &mut Places, clock: Clock) {
     let Some(context) = identity.valid(clock.now()) else { return };
-    let serial = Some(context.svid.serial().to_owned());
     if secrets.borrow().is_of(context) {
         return;
     }
     secrets.send_replace(Secrets::of(context));
-    fact.send_modify(|known| known.serial = serial);
+    places.offer(context.svid.serial());
 }
 
 /// Everybody who is connected.
@@ -114,6 +114,8 @@ struct Crowd {
     connections: JoinSet<()>,
     users: HashMap<Id, u32>,
     of_user: HashMap<u32, User>,
+    /// Of those of whom nothing is known.
+    missed: Refusals,
 }
 
 /// What one user has.
@@ -124,13 +126,20 @@ struct User {
 
 impl Crowd {
     fn new(of_each: usize, budget: usize) -> Self {
-        Self { of_each, budget, connections: JoinSet::new(), users: HashMap::new(), of_user: HashMap::new() }
+        Self {
+            of_each,
+            budget,
+            connections: JoinSet::new(),
+            users: HashMap::new(),
+            of_user: HashMap::new(),
+            missed: Refusals::default(),
+        }
     }
 
     fn admit(&mut self, stream: UnixStream, services: &Services) {
         let peer = match crate::system::Peer::of(&stream) {
             Ok(peer) => peer,
-            Err(error) => return warn!(cause = %error, "who connects cannot be told, so nobody is let in"),
+            Err(error) => return self.missed(&error),
         };
         let uid = peer.uid;
         let user = self.of_user.entry(uid).or_insert_with(|| User { connections: 0, budget: Budget::new(self.budget) });
@@ -141,6 +150,15 @@ impl Crowd {
         let connection = Connection::new(stream, peer, user.budget.clone(), services);
         let task = self.connections.spawn(connection.run().in_current_span());
         self.users.insert(task.id(), uid);
+    }
+
+    /// Tells that somebody cannot be accepted, or that the system does not say who it is. Once a minute: when descriptors
+    /// have run out, it is so ten times a second.
+    fn missed(&self, error: &io::Error) {
+        match self.missed.due(None) {
+            Some(before) => warn!(cause = %error, before, "a consumer cannot be let in at present"),
+            None => debug!(cause = %error, "a consumer cannot be let in at present"),
+        }
     }
 
     /// Waits until all have left.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 use crate::{
+    daemon::Daemon,
     published,
     rotation::{host, lab},
     support::SOON,
@@ -60,6 +61,39 @@ async fn a_socket_that_somebody_has_removed_is_back_within_seconds() {
         sleep(Duration::from_millis(10)).await;
     }
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_costs_one_descriptor_of_all_that_the_host_allows() {
+    const MANY: usize = 50;
+    let lab = lab().spawn().await.unwrap();
+    let host = host(&lab);
+    let daemon = Daemon::start(&host, &[], &[]);
+    daemon.until("payments", |w| w.ready).await;
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.id())).unwrap();
+    let limit: Vec<_> = limits.lines().find(|line| line.starts_with("Max open files")).unwrap().split(' ').collect();
+    let limit: Vec<_> = limit.into_iter().filter_map(|word| word.parse::<u64>().ok()).collect();
+    assert_eq!(limit[0], limit[1], "{limits}");
+
+    // Sockets, and whatever else.
+    let open = || {
+        let links = fs::read_dir(format!("/proc/{}/fd", daemon.id())).unwrap();
+        let links: Vec<_> = links.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).collect();
+        let sockets = links.iter().filter(|link| link.to_str().unwrap().starts_with("socket:")).count();
+        (sockets, links.len() - sockets)
+    };
+    let (sockets, others) = open();
+    let socket = host.path("/run/we-agent/payments/agent.sock");
+    let _held: Vec<_> = (0..MANY).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let end = Instant::now() + SOON;
+    loop {
+        let now = open();
+        if now.0 >= sockets + MANY && now.1 < others + MANY / 2 {
+            break;
+        }
+        assert!(Instant::now() < end, "{now:?} after {:?}", (sockets, others));
+        sleep(Duration::from_millis(10)).await;
+    }
 }
 
 const INSIDE: &str = "WE_AGENT_TEST_IN_OWN_MOUNTS";

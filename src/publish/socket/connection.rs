@@ -99,7 +99,10 @@ impl Connection {
     /// the Workload API has for it.
     pub(super) async fn run(self) {
         let Self { stream, peer, policy, offered, shutdown } = self;
-        match policy.admit(&peer).await {
+        let admitted = policy.admit(&peer).await;
+        // Holds a descriptor; with one more for each connection they would run out before the bounds are reached.
+        drop(peer);
+        match admitted {
             Ok(()) => answer(stream, Answer::Offered(offered), &shutdown).await,
             Err(denied) => {
                 let refused = Answer::Refused(Status::permission_denied(denied.to_string()));

@@ -63,10 +63,12 @@ pub(super) struct Site {
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) listener: UnixListener,
-    /// What was at the path when the listener came; none when that is not looked at.
+    /// What was at the path when the listener came; none when that could not be told.
     pub(super) id: Option<SocketId>,
     /// Whether we have made it, now or before a restart. Otherwise a socket unit has, whose modes and name it has.
     pub(super) ours: bool,
+    /// Whether its name is gone, and it is not ours to make anew.
+    pub(super) removed: bool,
 }
 
 /// What came of putting the socket in place.
@@ -103,7 +105,7 @@ impl Place {
         let passed = if self.site.own { listeners.take(workload) } else { None };
         let held = passed.or_else(|| listeners.take_kept(&path)).map(|listener| {
             let ours = listen::is_made_by_us(&path, &listener);
-            Held { listener, id: SocketId::at(&path).ok().flatten(), ours }
+            Held { listener, id: SocketId::at(&path).ok().flatten(), ours, removed: false }
         });
         Self { held, ..self }
     }

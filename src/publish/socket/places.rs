@@ -22,6 +22,10 @@ pub(super) struct Places {
     work: Work,
     looks: Option<watch::Receiver<Instant>>,
     backoff: Backoff,
+    /// Serial of what whoever comes is given.
+    offered: Option<String>,
+    fact: watch::Sender<Publication>,
+    clock: Clock,
 }
 
 /// What is being done about the place. It outlives the future that waits for it.
@@ -33,30 +37,51 @@ enum Work {
 }
 
 impl Places {
-    pub(super) fn new(place: Place) -> Self {
+    /// What is at `place`, told in `fact`.
+    pub(super) fn new(place: Place, fact: watch::Sender<Publication>, clock: Clock) -> Self {
         let Place { site, held, looks } = place;
         let work = match &held {
             Some(Held { ours: false, .. }) => Work::Rest,
             Some(_) | None => Work::Due(Instant::now()),
         };
-        Self { site, held, work, looks, backoff: backoff() }
+        let mut places = Self { site, held, work, looks, backoff: backoff(), offered: None, fact, clock };
+        // The name of a socket unit's socket may have gone while nobody looked.
+        places.look();
+        places
+    }
+
+    /// Whoever comes is given this from now on.
+    pub(super) fn offer(&mut self, serial: &str) {
+        self.offered = Some(serial.to_owned());
+        self.show();
+    }
+
+    /// Tells what consumers see: nothing, while they do not find us.
+    fn show(&self) {
+        let found = self.held.as_ref().is_some_and(|held| !held.removed);
+        let serial = self.offered.as_ref().filter(|_| found);
+        self.fact.send_if_modified(|known| {
+            let news = known.serial.as_ref() != serial;
+            known.serial = serial.cloned();
+            news
+        });
     }
 
     /// The next connection; puts the socket in place first, for as long as that takes, and again when its name is gone.
     /// Dropping the future loses nothing.
-    pub(super) async fn accept(&mut self, fact: &watch::Sender<Publication>, clock: Clock) -> io::Result<UnixStream> {
+    pub(super) async fn accept(&mut self) -> io::Result<UnixStream> {
         loop {
             tokio::select! {
                 // A crowd at the door keeps nobody from looking after the door.
                 biased;
-                done = self.work.done(&self.site, self.held.is_some()) => self.settle(done, fact, clock),
-                () = look(&mut self.looks) => self.look(fact, clock),
+                done = self.work.done(&self.site, self.held.is_some()) => self.settle(done),
+                () = look(&mut self.looks) => self.look(),
                 came = next(self.held.as_ref()) => return came,
             }
         }
     }
 
-    fn settle(&mut self, done: Result<Done, PlaceError>, fact: &watch::Sender<Publication>, clock: Clock) {
+    fn settle(&mut self, done: Result<Done, PlaceError>) {
         let done = done.and_then(|done| match done {
             Done::Made(new) => UnixListener::from_std(new).map(Some).map_err(|error| self.site.failed(&error)),
             Done::Kept => Ok(None),
@@ -72,31 +97,34 @@ impl Places {
                     info!(socket = %path.display(), "listening");
                     listen::keep(&path, &listener);
                     let id = SocketId::at(&path).ok().flatten();
-                    self.held = Some(Held { listener, id, ours: true });
+                    self.held = Some(Held { listener, id, ours: true, removed: false });
+                    self.show();
                 }
                 self.backoff = backoff();
-                fact.send_if_modified(|known| known.trouble.take().is_some());
+                self.fact.send_if_modified(|known| known.trouble.take().is_some());
             }
             Err(error) => {
                 self.work = Work::Due(Instant::now() + self.backoff.next_wait());
-                tell(&error, fact, clock);
+                self.tell(&error);
             }
         }
     }
 
     /// Whether the name still leads to us.
-    fn look(&mut self, fact: &watch::Sender<Publication>, clock: Clock) {
-        let Some(held) = &mut self.held else { return };
-        let Some(id) = held.id else { return };
+    fn look(&mut self) {
+        let Some(held) = self.held.as_mut().filter(|held| !held.removed) else { return };
         let path = self.site.path();
         // What cannot be looked at may be there.
-        if SocketId::at(&path).is_ok_and(|found| found != Some(id)) {
-            if held.ours {
-                self.lose();
-            } else {
-                held.id = None;
-                tell(&PlaceError::Removed(path), fact, clock);
-            }
+        let Ok(found) = SocketId::at(&path) else { return };
+        if found.is_some() && (held.id.is_none() || held.id == found) {
+            return;
+        }
+        if held.ours {
+            self.lose();
+        } else {
+            held.removed = true;
+            self.tell(&PlaceError::Removed(path));
+            self.show();
         }
     }
 
@@ -107,23 +135,24 @@ impl Places {
         listen::forget_kept(&path);
         self.held = None;
         self.work = Work::Due(Instant::now());
+        self.show();
+    }
+
+    fn tell(&self, error: &PlaceError) {
+        let (kind, cause) = (error.kind(), error.to_string());
+        self.fact.send_modify(|known| {
+            let old = known.trouble.take().filter(|old| old.kind == kind);
+            if old.is_none() {
+                warn!(cause, "the socket for consumers is not as it should be");
+            }
+            let since = old.map_or_else(|| self.clock.now(), |old| old.since);
+            known.trouble = Some(Trouble { since, kind, cause });
+        });
     }
 }
 
 fn backoff() -> Backoff {
     Backoff::new(Duration::from_millis(500), Duration::from_secs(60))
-}
-
-fn tell(error: &PlaceError, fact: &watch::Sender<Publication>, clock: Clock) {
-    let (kind, cause) = (error.kind(), error.to_string());
-    fact.send_modify(|known| {
-        let old = known.trouble.take().filter(|old| old.kind == kind);
-        if old.is_none() {
-            warn!(cause, "the socket for consumers is not as it should be");
-        }
-        let since = old.map_or_else(|| clock.now(), |old| old.since);
-        known.trouble = Some(Trouble { since, kind, cause });
-    });
 }
 
 impl Work {

@@ -36,8 +36,9 @@ impl Door {
         let (door, came) = mpsc::channel(8);
         let path = place.path();
         tokio::spawn(async move {
-            let mut places = Places::new(place);
-            while places.accept(&told, Clock::Wall).await.is_ok() && door.send(()).await.is_ok() {}
+            let mut places = Places::new(place, told, Clock::Wall);
+            places.offer("1f");
+            while places.accept().await.is_ok() && door.send(()).await.is_ok() {}
         });
         Self { _host: host, path, fact, came, looks }
     }
@@ -59,6 +60,12 @@ impl Door {
         let wanted = |fact: &Publication| fact.trouble.as_ref().map(|trouble| trouble.kind) == kind;
         let seen = timeout(SOON, self.fact.wait_for(wanted)).await.unwrap().unwrap().clone();
         seen.trouble.map(|trouble| trouble.cause)
+    }
+
+    /// Waits until consumers see what is offered, or nothing.
+    async fn shows(&mut self, serial: Option<&str>) {
+        let wanted = |fact: &Publication| fact.serial.as_deref() == serial;
+        assert!(timeout(SOON, self.fact.wait_for(wanted)).await.unwrap().is_ok());
     }
 
     /// Waits until the name has this group and 0660.
@@ -147,7 +154,38 @@ async fn the_socket_of_a_unit_has_the_modes_of_the_unit() {
     fs::remove_file(&path).unwrap();
     door.look();
     assert!(door.until(Some("removed")).await.unwrap().ends_with("restart the socket unit, and start we-agent"));
+    door.shows(None).await;
     assert!(!path.exists());
+}
+
+#[tokio::test]
+async fn a_name_that_a_socket_unit_has_lost_is_still_lost_after_a_restart() {
+    let host = tempfile::tempdir().unwrap();
+    let path = Root::new(host.path()).path(OWN).join("agent.sock");
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let passed = StdListener::bind(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let listeners: Listeners = [("payments".to_owned(), passed.into())].into_iter().collect();
+    let mut door = Door::open(host, |root| Place::new(root, OWN, None).inherit("payments", &listeners));
+    assert!(door.until(Some("removed")).await.is_some());
+    assert_eq!(door.fact.borrow().serial, None, "nobody finds it");
+}
+
+#[tokio::test]
+async fn consumers_see_what_is_offered_while_they_find_the_socket() {
+    let host = tempfile::tempdir().unwrap();
+    let path = Root::new(host.path()).path(ALSO);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let other = StdListener::bind(&path).unwrap();
+    let mut door = Door::open(host, |root| Place::also(root, Path::new(ALSO), None).unwrap());
+    door.until(Some("served_by_another")).await;
+    assert_eq!(door.fact.borrow().serial, None);
+    drop(other);
+    door.shows(Some("1f")).await;
+    fs::remove_file(&path).unwrap();
+    let _another = StdListener::bind(&path).unwrap();
+    door.look();
+    door.shows(None).await;
 }
 
 #[tokio::test]

@@ -63,6 +63,42 @@ async fn a_user_has_so_many_connections_and_no_more_until_one_has_ended() {
     assert_eq!(crowd.connections.len(), 2);
 }
 
+#[tokio::test]
+async fn many_of_whom_nothing_can_be_told_make_one_line() {
+    let warnings = Warnings::default();
+    let _heard = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let (identity, secrets) = (watch::Sender::default(), watch::Sender::default());
+    let services = services(&identity, &secrets);
+    let mut crowd = Crowd::new(2, budget::OF_USER);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    for _ in 0..100 {
+        // The kernel does not know who is at the other end of TCP.
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        let stream = StdStream::from(std::os::fd::OwnedFd::from(stream));
+        crowd.admit(UnixStream::from_std(stream).unwrap(), &services);
+    }
+    assert_eq!((crowd.connections.len(), warnings.0.load(Ordering::Relaxed)), (0, 1));
+}
+
+#[test]
+fn a_consumer_that_refuses_again_and_again_makes_one_line() {
+    let warnings = Warnings::default();
+    let (seen, fact) = watch::channel(status::Consumers::default());
+    let consumers = Consumers::new(seen);
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(warnings.clone()), || {
+        let mut seat = consumers.of(1000, None).seat("sds");
+        seat.wants(&["default"]);
+        for i in 0..100 {
+            seat.refused("default", "1f", &format!("no {i}"));
+        }
+        assert_eq!(warnings.0.load(Ordering::Relaxed), 1);
+        assert!(fact.borrow().values().all(|consumer| consumer.refusal.as_deref() == Some("no 99")));
+        consumers.of(1001, None).seat("sds").refused("default", "1f", "nor I");
+        assert_eq!(warnings.0.load(Ordering::Relaxed), 2, "another user is heard");
+    });
+}
+
 /// Input that does not end.
 type Input = mpsc::Sender<Result<Frame<Bytes>, std::convert::Infallible>>;
 
