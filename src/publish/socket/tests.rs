@@ -3,6 +3,7 @@
 mod bounds;
 mod bytes;
 mod ends;
+mod window;
 
 use self::bytes::speak;
 use super::*;
