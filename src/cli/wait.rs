@@ -62,40 +62,32 @@ pub(super) async fn wait(
 
 /// What `workloads` lack; none when they have it.
 fn lacking(report: &Report, workloads: &[String], aim: Aim) -> Option<String> {
-    let lacks = |w: &&WorkloadReport| !has(w, aim);
     if workloads.is_empty() {
-        return match (report.workloads.iter().find(lacks), aim) {
-            (Some(w), Aim::Identity) => Some(reason(w, aim)),
-            (Some(_), Aim::Ready) => Some(report.summary()),
-            (None, _) => report.workloads.is_empty().then(|| report.summary()),
+        let lack = report.workloads.iter().find_map(|w| lack(w, aim));
+        return match aim {
+            Aim::Identity if lack.is_some() => lack,
+            _ => (lack.is_some() || report.workloads.is_empty()).then(|| report.summary()),
         };
     }
     workloads.iter().find_map(|name| match report.workloads.iter().find(|w| w.name == *name) {
         None => Some(format!("there is no workload {name}; put its bundle into /etc/we-agent/{name}/")),
-        Some(w) => lacks(&w).then(|| reason(w, aim)),
+        Some(w) => lack(w, aim),
     })
 }
 
-fn has(workload: &WorkloadReport, aim: Aim) -> bool {
-    match aim {
-        Aim::Ready => workload.ready,
-        Aim::Identity => is_certified(workload) && unpublished(workload).is_none(),
-    }
-}
-
-/// Why a workload has not what is aimed for.
-fn reason(workload: &WorkloadReport, aim: Aim) -> String {
-    // What it lacks to be ready may be a registration, which nobody waits for here.
-    let unpublished = unpublished(workload).filter(|_| aim == Aim::Identity && is_certified(workload));
-    let why = match unpublished {
-        Some(file) => file.cause.clone().unwrap_or_else(|| format!("no {} yet", file.publisher)),
-        None => workload.cause.clone().unwrap_or_else(|| "not ready".to_owned()),
+/// What a workload lacks; none when it has what is aimed for.
+fn lack(workload: &WorkloadReport, aim: Aim) -> Option<String> {
+    let certified = matches!(workload.identity.state, IdentityState::Valid | IdentityState::Refused);
+    let why = match aim {
+        Aim::Ready if workload.ready => return None,
+        // Its cause may be that it has no registration, which nobody waits for here.
+        Aim::Identity if certified => {
+            let file = unpublished(workload)?;
+            file.cause.clone().unwrap_or_else(|| format!("no {} yet", file.publisher))
+        }
+        Aim::Ready | Aim::Identity => workload.cause.clone().unwrap_or_else(|| "not ready".to_owned()),
     };
-    format!("{}: {why}", workload.name)
-}
-
-fn is_certified(workload: &WorkloadReport) -> bool {
-    matches!(workload.identity.state, IdentityState::Valid | IdentityState::Refused)
+    Some(format!("{}: {why}", workload.name))
 }
 
 /// Where programs do not find a certificate. A path of `socket.also` is no such place: another program may serve it.

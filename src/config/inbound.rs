@@ -103,7 +103,8 @@ impl InboundConfig {
             && listen.answers(*to)
         {
             s.mistake(&format!(
-                "forwards to itself: {listen} answers at {to}, too; give the application another port, or listen on the address of this host alone, for example 10.0.0.7:{}",
+                "forwards to itself: {listen} answers at {to}, too; give the application another port, or listen on the \
+                 address of this host alone, for example 10.0.0.7:{}",
                 to.port()
             ));
         }

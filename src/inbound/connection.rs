@@ -125,9 +125,10 @@ async fn forward(peer: TcpStream, from: SocketAddr, welcome: Welcome, shared: &A
         shared.counters.plain.fetch_add(1, Relaxed);
     }
     shared.counters.bytes_in.fetch_add(welcome.said.len() as u64, Relaxed);
-    let header = settings.proxy_header.then(|| peer.local_addr().ok().map(|local| header(from, local, &welcome)));
+    let local = peer.local_addr().ok().filter(|_| settings.proxy_header);
+    let header = local.map(|local| header(from, local, &welcome));
     let mut pump = Pump::new(peer, welcome.tls, application, welcome.said);
-    if let Some(Some(header)) = header {
+    if let Some(header) = header {
         pump.introduce(header);
     }
     match pumped(&mut pump, shared).await {

@@ -37,12 +37,10 @@ const MAX_STREAMS: u32 = 16;
 /// Of all headers of a request, decoded.
 const MAX_HEADERS: u32 = 16 << 10;
 /// What a peer may send before we have read it, in bytes: every peer may send as much before it is told anything (RFC 9113
-/// section 6.9.2), so less cannot be had. Calls read at once, so it is there for a moment.
+/// section 6.9.2), so less cannot be had. Calls read at once, so it is there for a moment. One stream has no less, either:
+/// `h2` does not look again whether to give room when a smaller one comes into force, and a peer whose first message was
+/// large, as Envoy's is, could wait forever for room for its next.
 const WINDOW: u32 = (64 << 10) - 1;
-/// The same on one stream. It is what peers begin with (RFC 9113 section 6.5.2), and no less: `h2` does not look again whether
-/// to give room when a smaller one comes into force, so that a peer whose first message was large, as Envoy's is, could wait
-/// forever for room for its next.
-const STREAM_WINDOW: u32 = WINDOW;
 /// What is kept for a stream that does not read, in bytes; another answer may begin below it.
 const MAX_UNREAD: usize = 4 << 10;
 /// The Workload API's requests are empty, or hold an audience and a token.
@@ -125,7 +123,7 @@ async fn answer(stream: UnixStream, answer: Answer, shutdown: &CancellationToken
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
-        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_send_buf_size(MAX_UNREAD);
     let mut connection = pin!(server.serve_connection(TokioIo::new(Adapter::new(stream)), service));
