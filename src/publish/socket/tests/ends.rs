@@ -75,7 +75,6 @@ async fn who_listens_is_told_that_the_agent_stops() {
     assert_eq!(open.answer().await.err().unwrap().code(), Code::Unavailable);
 }
 
-/// In a debug build h2 prints a panic when the connection is given up (hyperium/h2 #907); it harms nothing.
 #[tokio::test]
 async fn who_does_not_read_does_not_hold_up_the_stop() {
     let mut host = Host::serve();
