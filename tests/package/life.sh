@@ -2,7 +2,8 @@
 # life.sh SUITE deb|rpm PACKAGE NEXT: the life of the package on a real systemd, from the installation to the purge.
 #
 # Boots a machine of that Debian release, puts a miniature control plane beside it, and runs the files of checks/ one after
-# the other; NEXT is the same package with a higher version. Each check prints a line; what a failed one said follows it.
+# the other; NEXT is the same package with a higher version. Each check prints a line; what a failed one said follows it, and
+# the journal.
 # Ends with "N passed, N failed, N skipped". $WE_LAB is the control plane's program; what is left to look at goes to $OUT.
 # shellcheck disable=SC2329 # the checks, which are sourced, call the functions
 set -uo pipefail
@@ -34,7 +35,11 @@ ok() {
     else
         failed=$((failed + 1))
         printf 'NOT OK  %-11s %s (%d s, status %d)\n' "$suite/$format" "$what" $((SECONDS - started)) "$status"
-        tail -25 "$out/last" | sed 's/^/          /'
+        {
+            tail -25 "$out/last"
+            echo 'the journal of the last minute:'
+            inside 'journalctl --no-pager --output=short-precise --since=-1min --lines=25' 2>&1 </dev/null
+        } | sed 's/^/          /'
     fi
     return "$status"
 }
