@@ -2,9 +2,13 @@
 //!
 //! The package has a path unit and a service, `we-agent-reload@UNIT.path` and `.service`, both root's. Enabling the first
 //! for a unit is the host's consent that the agent may have this unit reloaded, and nothing else. The agent leaves a
-//! request file; the service takes it away before it reloads, so that a request which comes meanwhile makes another
-//! reload, and marks it done afterwards: `UNIT`, `UNIT.taken`, `UNIT.done`. All files belong to the agent, and the service
-//! moves them as the agent's user, so a link in their place gains nobody anything.
+//! request; the service takes it away before it reloads, so that a request which comes meanwhile makes another reload, and
+//! says what came of it. So a request goes from `UNIT` to `UNIT.taken`, from there to `UNIT.done` if the reload succeeded,
+//! and to `UNIT.ended` in any case. All files belong to the agent, and the service moves them as the agent's user, so a
+//! link in their place gains nobody anything.
+//!
+//! Requests are numbered, and a later one counts for all before it: it was taken after they were made. So several workloads
+//! can ask for the same unit.
 
 use super::{Access, Dir, DirError, Root};
 use std::{path::Path, time::Duration};
@@ -14,11 +18,14 @@ use tokio::time::{Instant, sleep};
 const REQUESTS: &str = "/run/we-agent/reload.d";
 /// How often the answer is looked for.
 const LOOK: Duration = Duration::from_millis(50);
-/// A request holds one line for each who asks, which are as many as there are workloads; of those that nobody answered the
-/// oldest are dropped.
-const MAX_LINES: usize = 256;
-/// In bytes; a line has 17.
-const MAX_FILE: usize = MAX_LINES * 17;
+/// In bytes, of a request; it has 21 at most.
+const MAX_FILE: usize = 4096;
+
+// What follows the unit in the names of the files, as above.
+const MADE: &str = "";
+const TAKEN: &str = ".taken";
+const DONE: &str = ".done";
+const ENDED: &str = ".ended";
 
 /// Why a unit was not reloaded.
 #[derive(Debug, thiserror::Error)]
@@ -37,9 +44,15 @@ pub enum ReloadError {
         path = reload_units(.0).0
     )]
     NotTaken(String),
-    /// It was taken, but nobody said that it is done.
+    /// It was taken, and the reload failed.
+    #[error(
+        "the reload of {0} failed: journalctl -u {service} says why, and systemctl status {0} whether it runs",
+        service = reload_units(.0).1
+    )]
+    Failed(String),
+    /// It was taken, and the reload still goes on.
     #[error("{0} was not reloaded in time: journalctl -u {service} says why", service = reload_units(.0).1)]
-    NotDone(String),
+    NotEnded(String),
 }
 
 /// The path unit and the service that reload `unit`.
@@ -59,40 +72,46 @@ pub fn consents_to_reload(root: &Root, unit: &str) -> bool {
 /// Asks for a reload of `unit`, and waits until it is done, for at most `bound`. The request stays when nobody takes it.
 ///
 /// # Errors
-/// When it cannot be asked for, or was not done in time.
+/// When it cannot be asked for, failed, or was not done in time.
 pub async fn reload_unit(root: &Root, unit: &str, bound: Duration) -> Result<(), ReloadError> {
     let end = Instant::now() + bound;
     let failed = |source| ReloadError::Request { unit: unit.to_owned(), source };
-    let id = format!("{:016x}", fastrand::u64(..));
-    let dir = ask(root, unit, &id).map_err(failed)?;
-    let done = format!("{unit}.done");
-    while !lines(&dir, &done).map_err(failed)?.contains(&id) {
-        if Instant::now() >= end {
-            let waits = lines(&dir, unit).map_err(failed)?.contains(&id);
-            return Err(if waits { ReloadError::NotTaken } else { ReloadError::NotDone }(unit.to_owned()));
+    let (dir, ours) = ask(root, unit).map_err(failed)?;
+    let reached = |stage| Ok(number(&dir, unit, stage).map_err(failed)? >= ours);
+    loop {
+        // In this order: what succeeded is done before it has ended.
+        let ended = reached(ENDED)?;
+        if reached(DONE)? {
+            return Ok(());
+        } else if ended {
+            return Err(ReloadError::Failed(unit.to_owned()));
+        } else if Instant::now() >= end {
+            return Err(if reached(TAKEN)? { ReloadError::NotEnded } else { ReloadError::NotTaken }(unit.to_owned()));
         }
         sleep(LOOK).await;
     }
-    Ok(())
 }
 
-/// Adds our line to the request that may be there already, say another workload's. Nothing here waits, so nobody of this
-/// process comes between; if the service takes the old request meanwhile, the others get one reload more.
-fn ask(root: &Root, unit: &str, id: &str) -> Result<Dir, DirError> {
+/// Makes a request with a number of its own. Nothing here waits, so nobody of this process comes between.
+fn ask(root: &Root, unit: &str) -> Result<(Dir, u64), DirError> {
     let dir = Dir::create(root, Path::new(REQUESTS), Access::OWNER)?;
-    let mut request = lines(&dir, unit)?;
-    request.drain(..(request.len() + 1).saturating_sub(MAX_LINES));
-    request.push(id.to_owned());
+    let mut last = 0;
+    // In the order in which a request passes, so that none is missed on its way.
+    for stage in [MADE, TAKEN, DONE, ENDED] {
+        last = last.max(number(&dir, unit, stage)?);
+    }
+    let ours = last.saturating_add(1);
     let unfinished = format!("{unit}.new");
     dir.remove(&unfinished)?;
-    dir.write(&unfinished, format!("{}\n", request.join("\n")).as_bytes(), Access::OWNER)?;
+    dir.write(&unfinished, format!("{ours}\n").as_bytes(), Access::OWNER)?;
     dir.rename(&unfinished, unit)?;
-    Ok(dir)
+    Ok((dir, ours))
 }
 
-fn lines(dir: &Dir, name: &str) -> Result<Vec<String>, DirError> {
-    let text = dir.read(name, MAX_FILE)?.unwrap_or_default();
-    Ok(String::from_utf8_lossy(&text).lines().map(str::to_owned).collect())
+/// Of the request at this stage; zero when there is none.
+fn number(dir: &Dir, unit: &str, stage: &str) -> Result<u64, DirError> {
+    let text = dir.read(&format!("{unit}{stage}"), MAX_FILE)?.unwrap_or_default();
+    Ok(std::str::from_utf8(&text).ok().and_then(|text| text.trim_end().parse().ok()).unwrap_or(0))
 }
 
 #[cfg(test)]
@@ -126,9 +145,27 @@ mod tests {
     fn execute(root: &Root, key: &str) {
         for line in values(SERVICE, key) {
             let words: Vec<_> = line.split_whitespace().collect();
-            let ["/bin/mv", "--force", "--no-target-directory", from, to] = words[..] else { panic!("{line}") };
-            fs::rename(root.path(from), root.path(to)).unwrap();
+            let [program, "--force", "--no-target-directory", from, to] = words[..] else { panic!("{line}") };
+            let (from, to) = (root.path(from), root.path(to));
+            match program {
+                "/bin/mv" => fs::rename(from, to).unwrap(),
+                "/bin/ln" => {
+                    let _ = fs::remove_file(&to);
+                    fs::hard_link(from, to).unwrap();
+                }
+                _ => panic!("{line}"),
+            }
         }
+    }
+
+    /// The service runs: takes the request, and reloads with success or not.
+    fn reload(root: &Root, success: bool) {
+        execute(root, "ExecStartPre");
+        assert!(!awaited(root).exists(), "a request that comes now makes another reload");
+        if success {
+            execute(root, "ExecStartPost");
+        }
+        execute(root, "ExecStopPost");
     }
 
     async fn requested(root: &Root) {
@@ -146,37 +183,60 @@ mod tests {
         assert_eq!(values(PATH_UNIT, "WantedBy"), ["paths.target"], "where the consent is looked for");
     }
 
-    #[tokio::test]
-    async fn a_request_is_done_when_the_service_says_so() {
-        let (_dir, root) = host();
-        let asked = reload_unit(&root, UNIT, Duration::from_secs(10));
-        let service = async {
-            requested(&root).await;
-            execute(&root, "ExecStartPre");
-            assert!(!awaited(&root).exists(), "a request that comes now makes another reload");
-            execute(&root, "ExecStartPost");
-        };
-        assert!(tokio::join!(asked, service).0.is_ok());
-    }
-
-    #[tokio::test]
-    async fn two_who_ask_are_both_answered_by_one_reload() {
-        let (_dir, root) = host();
-        let (one, other) = (reload_unit(&root, UNIT, SOON), reload_unit(&root, UNIT, SOON));
-        let service = async {
-            requested(&root).await;
-            while fs::read_to_string(awaited(&root)).unwrap().lines().count() < 2 {
-                sleep(Duration::from_millis(1)).await;
-            }
-            execute(&root, "ExecStartPre");
-            execute(&root, "ExecStartPost");
-        };
-        let (one, other, ()) = tokio::join!(one, other, service);
-        assert!(one.is_ok() && other.is_ok());
-    }
-
     const SOON: Duration = Duration::from_secs(10);
     const AT_ONCE: Duration = Duration::from_millis(1);
+
+    #[tokio::test]
+    async fn a_request_is_answered_as_the_reload_ended() {
+        let (_dir, root) = host();
+        for success in [true, false, true, true, false, false] {
+            let asked = reload_unit(&root, UNIT, SOON);
+            let service = async {
+                requested(&root).await;
+                reload(&root, success);
+            };
+            match tokio::join!(asked, service).0 {
+                Ok(()) => assert!(success),
+                Err(error) => {
+                    assert!(!success && matches!(error, ReloadError::Failed(_)), "{error}");
+                    let fix = "journalctl -u we-agent-reload@nginx.service.service";
+                    assert!(error.to_string().contains(fix), "{error}");
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn several_who_ask_are_answered_by_one_reload() {
+        for success in [true, false] {
+            let (_dir, root) = host();
+            let (one, other) = (reload_unit(&root, UNIT, SOON), reload_unit(&root, UNIT, SOON));
+            // Runs when both have asked, and wait.
+            let service = async { reload(&root, success) };
+            let (one, other, ()) = tokio::join!(one, other, service);
+            assert_eq!((one.is_ok(), other.is_ok()), (success, success));
+        }
+    }
+
+    /// The one before it has failed, and the one after it was taken later than either was made.
+    #[tokio::test]
+    async fn a_later_reload_counts_and_an_earlier_one_does_not() {
+        let (_dir, root) = host();
+        let (first, ours, later) =
+            (reload_unit(&root, UNIT, SOON), reload_unit(&root, UNIT, SOON), reload_unit(&root, UNIT, SOON));
+        let asked_meanwhile = async {
+            execute(&root, "ExecStartPre");
+            let service = async {
+                execute(&root, "ExecStopPost");
+                sleep(2 * LOOK).await;
+                reload(&root, true);
+            };
+            tokio::join!(ours, later, service)
+        };
+        let (first, (ours, later, ())) = tokio::join!(first, asked_meanwhile);
+        assert!(matches!(first, Err(ReloadError::Failed(_))), "{first:?}");
+        assert!(ours.is_ok() && later.is_ok(), "{ours:?} {later:?}");
+    }
 
     #[tokio::test]
     async fn what_is_not_done_in_time_names_the_unit_to_look_at() {
@@ -185,17 +245,24 @@ mod tests {
             let error = reload_unit(&root, UNIT, AT_ONCE).await.unwrap_err().to_string();
             assert!(error.contains("systemctl enable --now we-agent-reload@nginx.service.path"), "{error}");
         }
-        for _ in 0..MAX_LINES {
-            ask(&root, UNIT, "0123456789abcdef").unwrap();
-        }
-        assert_eq!(fs::read_to_string(awaited(&root)).unwrap().lines().count(), MAX_LINES);
         let asked = reload_unit(&root, UNIT, Duration::from_millis(200));
         let service = async {
             requested(&root).await;
-            execute(&root, "ExecStartPre"); // and the reload fails
+            execute(&root, "ExecStartPre"); // and the reload hangs
         };
-        let error = tokio::join!(asked, service).0.unwrap_err().to_string();
-        assert!(error.contains("journalctl -u we-agent-reload@nginx.service.service"), "{error}");
+        let error = tokio::join!(asked, service).0.unwrap_err();
+        assert!(matches!(error, ReloadError::NotEnded(_)), "{error}");
+        assert!(error.to_string().contains("journalctl -u we-agent-reload@nginx.service.service"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_no_request_is_none() {
+        let (_dir, root) = host();
+        ask(&root, UNIT).unwrap();
+        for text in ["", "reload\n", "-1\n", "99999999999999999999999\n"] {
+            fs::write(awaited(&root), text).unwrap();
+            assert_eq!(ask(&root, UNIT).unwrap().1, 1, "{text}");
+        }
     }
 
     #[test]

@@ -18,7 +18,10 @@ ok 'with consent the service starts' inside 'systemctl enable --now we-agent-rel
 ok 'the unit is reloaded after a rotation, and sees the new certificate' inside '
     rotates && within 15 grep -q "$(serial)" /root/reloads'
 ok 'we-agent status says that it was' inside 'within 15 eval "we-agent status --json | grep -q \"\\\"state\\\": *\\\"reloaded\\\"\""'
-ok 'no request is left behind' inside 'within 15 eval "! ls /run/we-agent/reload.d/* | grep -vE \"\\.(taken|done)\$\""'
+ok 'a reload that fails is told at once' inside '
+    systemctl stop server && rotates && within 5 eval "we-agent status --json | grep -q \"the reload of server.service failed\""'
+ok 'and tried again' inside 'systemctl start server && within 15 grep -q "$(serial)" /root/reloads'
+ok 'no request is left behind' inside 'within 15 eval "! ls /run/we-agent/reload.d/* | grep -vE \"\\.(done|ended)\$\""'
 
 # ---- PostgreSQL by the words of the README: a unit that it waits for gives it a copy. There is no PostgreSQL here, and daemon
 # stands for its user.
