@@ -37,8 +37,8 @@ ok() {
         printf 'NOT OK  %-11s %s (%d s, status %d)\n' "$suite/$format" "$what" $((SECONDS - started)) "$status"
         {
             tail -25 "$out/last"
-            echo 'the journal of the last minute:'
-            inside 'journalctl --no-pager --output=short-precise --since=-1min --lines=25' 2>&1 </dev/null
+            echo 'the journal:'
+            inside 'journalctl --no-pager --output=short-precise --lines=25' 2>&1 </dev/null
         } | sed 's/^/          /'
     fi
     return "$status"

@@ -15,6 +15,8 @@ app
 ok 'the agent is up, and ready' inside 'within 20 active && within 20 ready'
 ok 'the entry has kept its UID' kept_entry
 
+# The certificate outlives the boot, which takes half of its life: the wait for the control plane alone is 5 s.
+ok 'the certificate rotates' rotates
 down=$(events '"injected":"down"')
 order inject down
 ok 'the control plane goes' count $((down + 1)) '"injected":"down"' "$out/events"
