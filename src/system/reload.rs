@@ -46,7 +46,7 @@ pub enum ReloadError {
     NotTaken(String),
     /// It was taken, and the reload failed.
     #[error(
-        "the reload of {0} failed: journalctl -u {service} says why, and systemctl status {0} whether it runs",
+        "the reload of {0} failed: journalctl -u {service} and systemctl status {0} say why",
         service = reload_units(.0).1
     )]
     Failed(String),

@@ -6,6 +6,8 @@ ok 'is enabled' inside 'systemctl enable we-agent && rm /etc/we-agent/payments/i
 ok 'the machine reboots' machine reboot
 app
 ok 'the agent is up, and ready' inside 'within 20 active && within 20 ready'
+ok 'a program that starts after it is reloaded when it runs' inside '
+    within 20 newest && ! journalctl --boot --unit=we-agent --output=cat | grep "not in use" && ! systemctl --failed --plain --no-legend | grep .'
 ok 'its programs have their files again' inside 'test -s /run/we-agent/payments/key.pem'
 ok 'the entry has kept its UID' kept_entry
 ok 'the journal of the boot before ends in a clean stop' inside 'journalctl -b -1 -u we-agent --output=cat | grep -q "^stopped"'
