@@ -3,8 +3,8 @@
 #
 # Boots a machine of that Debian release, puts a miniature control plane beside it, and runs the files of checks/ one after
 # the other; NEXT is the same package with a higher version. Each check prints a line; what a failed one said follows it, and
-# the journal.
-# Ends with "N passed, N failed, N skipped". $WE_LAB is the control plane's program; what is left to look at goes to $OUT.
+# the journal. Ends with "N passed, N failed, N skipped". $WE_LAB is the control plane's program; what is left to look at goes
+# to $OUT.
 # shellcheck disable=SC2329 # the checks, which are sourced, call the functions
 set -uo pipefail
 
