@@ -6,8 +6,8 @@
 mod choice;
 
 use crate::{
+    host::{Resolver, source_of_route},
     status::{self, Addresses},
-    system::{Resolver, source_of_route},
 };
 use choice::{Interface, choose};
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};

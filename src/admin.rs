@@ -6,7 +6,7 @@ mod supervisor;
 
 pub use supervisor::supervise;
 
-use crate::{status::Status, system::Root};
+use crate::{files::Root, status::Status};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;

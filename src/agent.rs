@@ -15,10 +15,12 @@ mod unit;
 use crate::{
     admin::{self, Admin, AdminError},
     bundle::{self, Bundle, BundleDir},
+    command::Commands,
     config::Config,
+    files::{FileWatch, Root},
     inbound::Threads,
     status::{Status, WorkloadStatus, Workloads},
-    system::{Commands, FileWatch, Listeners, Root, going_down},
+    systemd::{Listeners, going_down},
     workload::{HostFacts, Workload},
 };
 use std::{

@@ -17,8 +17,8 @@ pub use mistake::{BundleErrors, Mistake, Problem};
 pub use permit::permit;
 
 use crate::{
+    files::Root,
     spiffe::{KeyKind, TrustDomain, X509Bundle},
-    system::Root,
     workload::{Authority, Hosts, Locality, ReadinessProbe, is_dns_label, is_dns_subdomain, token::TokenFile},
 };
 use keys::Keys;

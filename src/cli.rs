@@ -7,8 +7,11 @@ use crate::{
     admin::AdminError,
     agent::Agent,
     bundle,
+    command::{self, Commands},
     config::{Config, ConfigError},
-    system::{self, Commands, Listeners, Root},
+    files::Root,
+    host,
+    systemd::Listeners,
     telemetry::{self, LogFilter, LogFormat},
 };
 use anyhow::Context;
@@ -180,11 +183,11 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
             let listeners = Listeners::from_service_manager().context(
                 "the sockets of the service manager (LISTEN_FDS) cannot be taken over; unset LISTEN_PID to start without",
             )?;
-            system::spare_memory();
+            host::spare_memory();
             wait_for(run(args, listeners))
         }
         Command::Status(args) => wait_for(show(args)),
-        Command::Exec => wait_for(async { Ok(system::serve_command(std::io::stdin().as_fd()).await?) }),
+        Command::Exec => wait_for(async { Ok(command::serve_command(std::io::stdin().as_fd()).await?) }),
         Command::Wait(args) => wait_for(wait(args)),
         Command::Permit(args) => permit(&args),
     }
@@ -210,10 +213,10 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     };
     telemetry::init(args.log_format, args.log_level.or(config.log_level.clone()).unwrap_or_default());
     // The sockets of workloads and inbound listeners may each have thousands of connections.
-    if let Err(error) = system::raise_descriptor_limit() {
+    if let Err(error) = host::raise_descriptor_limit() {
         tracing::warn!(cause = %error, "the limit on open descriptors stays; many connections may not find room");
     }
-    let stop = system::shutdown()?;
+    let stop = host::shutdown()?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
     let commands = args.exec_socket.map_or(Commands::Direct, Commands::Runner);
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
@@ -245,7 +248,7 @@ fn permit(args: &PermitArgs) -> anyhow::Result<()> {
     // Mistakes in the configuration are told by the daemon, which then does not run.
     let config = Config::load(&root, args.config.as_deref()).unwrap_or_default();
     let removable = |name: &str| config.workload(name).identity.remove_token;
-    for reason in bundle::permit(&root, system::group_number(&args.group)?, removable)? {
+    for reason in bundle::permit(&root, crate::files::group_number(&args.group)?, removable)? {
         let _ = writeln!(std::io::stderr(), "we-agent: {reason}");
     }
     Ok(())

@@ -19,7 +19,7 @@ pub use inbound::{InboundConfig, ListenConfig};
 pub use mistake::{ConfigError, Mistake};
 pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig};
 
-use crate::{system::Root, telemetry::LogFilter};
+use crate::{files::Root, telemetry::LogFilter};
 use marked_yaml::LoaderOptions;
 use section::Section;
 use std::{

@@ -15,8 +15,8 @@ mod tls;
 pub use dial::Detour;
 
 use crate::{
+    command::Commands,
     status::{Addresses, Health},
-    system::Commands,
     workload::ReadinessProbe,
 };
 use prober::Prober;

@@ -10,9 +10,9 @@ pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
 
 use crate::{
     control::{ControlPlane, Disposition, Signed},
+    files::{DirError, FileWatch, Root, Stamp},
     spiffe::{Csr, KeyError, KeyKind, PrivateKey, SpiffeId, SvidError, X509Bundle, X509Context},
     status::{Identity, Token, Trouble},
-    system::{DirError, FileWatch, Root, Stamp},
     time::{Backoff, Clock},
     workload::token::TokenFile,
 };

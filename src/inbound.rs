@@ -24,9 +24,9 @@ pub use place::Place;
 pub use threads::Threads;
 
 use crate::{
+    host::Local,
     spiffe::{IdPattern, SpiffeId},
     status::{Identity, InboundCounters, InboundPlace, tell},
-    system::Local,
     time::Clock,
 };
 use keys::{Guard, Keys};

@@ -11,7 +11,7 @@
 //! Beside the loops, `inbound` answers the mesh for an application that speaks no TLS, on threads that are there only for
 //! that.
 //!
-//! Everything else is a leaf that they stand on (`spiffe`, `time`, `system`, `proto`) or the shell around them (`config`,
+//! Everything else is a leaf that they stand on (`spiffe`, `time`, `files`, `host`, `systemd`, `command`, `proto`) or the shell around them (`config`,
 //! `telemetry`, `admin`, `agent`, `cli`).
 //!
 //! # The picture
@@ -50,7 +50,7 @@
 //!   values, and nobody waits for a reader.
 //! - **A session is a future.** While it runs, the workload is registered or has asked to be; when it returns, it is not.
 //!   The fact cannot outlive the connection.
-//! - **The host is a directory.** Every absolute path goes through one [`system::Root`]: `/` in production, a temporary
+//! - **The host is a directory.** Every absolute path goes through one [`files::Root`]: `/` in production, a temporary
 //!   directory in tests and in the demo.
 //!
 //! # The rooms
@@ -62,24 +62,27 @@
 //! |---|---|---|
 //! | `spiffe` | SPIFFE as types: trust domain, id, key, request, certificate, roots; what exists is valid. | – |
 //! | `time` | A wall clock that notices a suspended VM, and backoff. | – |
-//! | `system` | The host: where its files are, directories that are switched at once, who knocks, signals, the service manager. | – |
+//! | `files` | The files of this host: where they are, directories that are switched at once, noticing that one was replaced. | – |
+//! | `host` | The machine and its kernel: who knocks, what names and routes mean, signals, limits. | – |
+//! | `systemd` | The service manager: what it is told and asked, the sockets it keeps, the units it reloads for us. | files, host |
+//! | `command` | Somebody's command: without a shell, bounded, leaving nothing behind. | host |
 //! | `proto` | The few messages of CA, ADS and health that we use; generated, checked fresh by a test. | – |
 //! | `telemetry` | What the daemon says: journal, text or JSON. | – |
 //! | `workload` | The Istio objects that we touch, and what one workload is. | spiffe, proto |
 //! | `status` | The vocabulary of facts, and all of them as one report. | spiffe, workload |
-//! | `locality` | Where this host stands: given, or asked of the platform. | system, time, workload |
-//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, system, locality, telemetry, workload |
-//! | `bundle` | A directory becomes a bundle, or every mistake in it. | spiffe, system, workload |
-//! | `address` | The loop that owns the addresses of this host. | status, system, time |
-//! | `control` | What we ask of a control plane: `sign` and `session`, answered by istiod. | spiffe, proto, status, system, time, workload |
-//! | `identity` | The loop that owns the certificate: decide, sign, verify, keep, tell. | spiffe, control, status, system, time, workload |
-//! | `health` | The loop that owns the verdict: probes and a threshold. | proto, status, system, time, workload |
-//! | `session` | The loop that owns the registration: hold a session, resume it. | control, status, system, time |
-//! | `publish` | How a certificate leaves the daemon: files, switched at once, a socket, and hooks that tell the programs. | spiffe, proto, status, system, time |
-//! | `inbound` | Mutual TLS for an application that speaks none: who may call, and moving the bytes. | spiffe, status, system, time |
-//! | `admin` | Status on a unix socket, readiness and metrics on loopback, READY and STATUS to systemd. | status, system |
-//! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, system, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, inbound, admin |
-//! | `cli` | The words of the command line and the exit statuses. | config, bundle, status, system, telemetry, admin, agent |
+//! | `locality` | Where this host stands: given, or asked of the platform. | files, time, workload |
+//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, files, host, systemd, locality, telemetry, workload |
+//! | `bundle` | A directory becomes a bundle, or every mistake in it. | spiffe, files, workload |
+//! | `address` | The loop that owns the addresses of this host. | status, host, time |
+//! | `control` | What we ask of a control plane: `sign` and `session`, answered by istiod. | spiffe, proto, status, host, time, workload |
+//! | `identity` | The loop that owns the certificate: decide, sign, verify, keep, tell. | spiffe, control, status, files, time, workload |
+//! | `health` | The loop that owns the verdict: probes and a threshold. | proto, status, host, command, time, workload |
+//! | `session` | The loop that owns the registration: hold a session, resume it. | control, status, files, time |
+//! | `publish` | How a certificate leaves the daemon: files, switched at once, a socket, and hooks that tell the programs. | spiffe, proto, status, files, host, systemd, command, time |
+//! | `inbound` | Mutual TLS for an application that speaks none: who may call, and moving the bytes. | spiffe, status, host, systemd, command, time |
+//! | `admin` | Status on a unix socket, readiness and metrics on loopback, READY and STATUS to systemd. | status, files, systemd |
+//! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, files, host, systemd, command, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, inbound, admin |
+//! | `cli` | The words of the command line and the exit statuses. | config, bundle, status, files, host, systemd, command, telemetry, admin, agent |
 //!
 //! # Where to begin
 //!
@@ -91,9 +94,12 @@ pub mod admin;
 pub mod agent;
 pub mod bundle;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod control;
+pub mod files;
 pub mod health;
+pub mod host;
 pub mod identity;
 pub mod inbound;
 pub mod locality;
@@ -102,7 +108,7 @@ pub mod publish;
 pub mod session;
 pub mod spiffe;
 pub mod status;
-pub mod system;
+pub mod systemd;
 pub mod telemetry;
 pub mod time;
 pub mod workload;

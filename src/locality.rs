@@ -5,7 +5,7 @@
 //! The firmware names the cloud, so a host elsewhere sends nothing and waits for nothing, and nobody on its network can
 //! pretend to be a cloud. (Istio's agent asks all clouds over the network and waits up to five seconds.)
 
-use crate::{system::Root, workload::Locality};
+use crate::{files::Root, workload::Locality};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header::HOST};
 use http_body_util::{BodyExt, Empty, Limited};

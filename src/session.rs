@@ -2,8 +2,8 @@
 
 use crate::{
     control::{ControlPlane, Disposition, Error, Post},
+    files::FileWatch,
     status::{self, Membership, Registration, Trouble},
-    system::FileWatch,
     time::{Backoff, Clock, between},
 };
 use std::{sync::Arc, time::Duration};

@@ -1,6 +1,6 @@
 //! Telling the service manager how we are, and that we are alive.
 
-use crate::{status::Status, system::notify};
+use crate::{status::Status, systemd::notify};
 use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -1,9 +1,10 @@
 //! From the hooks that are configured to those that run.
 
 use crate::{
+    command::Commands,
     config::{HookAction, HookConfig, StartTlsConfig},
+    files::Root,
     publish::{Action, Hook, StartTls, Verify},
-    system::{Commands, Root},
 };
 
 /// What is done after a switch. Of several hooks with the same program each has its place in the name.

@@ -3,9 +3,10 @@
 use crate::{
     config::InboundConfig,
     health::Detour,
+    host::Local,
     inbound::{Listener, Place, Settings, Threads},
     status::{Inbound, InboundCounters, InboundPlace},
-    system::{Listeners, Local},
+    systemd::Listeners,
     workload::{ProbeMethod, ReadinessProbe, Workload},
 };
 use serde_json::Value;

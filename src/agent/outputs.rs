@@ -2,9 +2,10 @@
 
 use crate::{
     config::{OutputConfig, OutputFormat, SocketConfig, WorkloadConfig},
+    files::{Grant, Root},
     publish::{Content, Files, Folder, Layout, Place, SingleFile},
     status::Publication,
-    system::{Grant, Listeners, Root},
+    systemd::Listeners,
     workload::Workload,
 };
 use std::{

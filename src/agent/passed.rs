@@ -1,10 +1,7 @@
 //! What the service manager has passed and no workload has taken.
 
 use super::outputs::{RUN, configured};
-use crate::{
-    config::Config,
-    system::{Listeners, Root},
-};
+use crate::{config::Config, files::Root, systemd::Listeners};
 use std::path::Path;
 
 /// Lets go of the listeners that a process before us has asked to keep and that are not configured any more, and says

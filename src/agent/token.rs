@@ -1,7 +1,7 @@
 //! Whether we may read a workload's token, and nobody else. Whoever is root mends both (`we-agent permit`).
 
 use crate::{
-    system::{FileWatch, Root},
+    files::{FileWatch, Root},
     workload::token::TokenFile,
 };
 use nix::unistd::getegid;

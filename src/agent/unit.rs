@@ -7,9 +7,12 @@ use super::{
 };
 use crate::{
     address,
+    command::Commands,
     config::{MembershipConfig, WorkloadConfig},
     control::{Credential, Istiod, MembershipSettings, Post, read_roots},
+    files::{FileWatch, Root},
     health::{self, ProbeSettings},
+    host::Resolver,
     identity::{self, Wanted},
     inbound::Threads,
     locality,
@@ -19,7 +22,7 @@ use crate::{
         Addresses, Consumers, Facts, Health, Identity, Membership, Publication, Registration, Reload, Trouble,
         WorkloadStatus,
     },
-    system::{Commands, FileWatch, Listeners, Resolver, Root, Units},
+    systemd::{Listeners, Units},
     time::Clock,
     workload::{Locality, Overrides, Workload},
 };

@@ -5,7 +5,7 @@ use super::{
     mistake::{Mistake, Problem},
 };
 use crate::{
-    system::Root,
+    files::Root,
     workload::{is_dns_label, token::TokenFile},
 };
 use std::{

@@ -3,7 +3,7 @@
 
 use super::find::{FILES, OURS};
 use crate::{
-    system::{Dir, DirError, Root},
+    files::{Dir, DirError, Root},
     workload::is_dns_label,
 };
 use nix::errno::Errno;

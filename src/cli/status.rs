@@ -2,11 +2,11 @@
 
 use crate::{
     admin,
+    files::Root,
     status::{
         ConsumerReport, ConsumerState, HealthState, IdentityState, InboundReport, MembershipReport, MembershipState,
         RegistrationState, ReloadReport, ReloadState, Report, Timestamp, TokenState, WorkloadReport,
     },
-    system::Root,
 };
 use anstyle::{AnsiColor, Style};
 use bytes::Bytes;

@@ -2,8 +2,8 @@
 
 use super::status;
 use crate::{
+    files::Root,
     status::{IdentityState, PublicationReport, Report, WorkloadReport},
-    system::Root,
 };
 use clap::ValueEnum;
 use std::time::Duration;

@@ -1,7 +1,7 @@
 //! Who may use a workload's socket: `allow: [{user: envoy}, {group: 2000}, {unit: nginx.service}]`.
 
 use super::section::Section;
-use crate::system::{Account, Allow};
+use crate::host::{Account, Allow};
 use std::cell::Cell;
 
 /// What the kernel shows for users of other namespaces: to allow it would allow anybody.

@@ -1,7 +1,10 @@
 //! `hooks`: what is done after a switch of the files.
 
 use super::{Mistake, section::Section, value};
-use crate::system::{Root, consents_to_reload, reload_units};
+use crate::{
+    files::Root,
+    systemd::{consents_to_reload, reload_units},
+};
 use marked_yaml::{Node, types::MarkedMappingNode};
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! `inbound`: ports on which the mesh speaks mutual TLS to us, for an application that speaks none.
 
 use super::{allow::counted, section::Section, value};
-use crate::{spiffe::IdPattern, system::Local};
+use crate::{host::Local, spiffe::IdPattern};
 use std::{
     cell::Cell,
     fmt,

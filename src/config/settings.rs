@@ -2,9 +2,9 @@
 
 use super::{HookConfig, InboundConfig, allow, files::FilesConfig, section::Section, value};
 use crate::{
+    host::{Account, Allow},
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
-    system::{Account, Allow},
     workload::Xds,
 };
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};

@@ -12,10 +12,10 @@ use super::{
     link::{Link, text},
 };
 use crate::{
+    host::Resolver,
     proto::envoy::config::core::v3::Node,
     spiffe::Csr,
     status::Addresses,
-    system::Resolver,
     time::Clock,
     workload::{Authority, Endpoint, Locality, Workload, Xds},
 };

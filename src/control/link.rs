@@ -1,7 +1,7 @@
 //! One HTTP/2 connection to the control plane: dialled with one credential, which it keeps.
 
 use super::{Error, credential::Rung, tap::Tap, tls};
-use crate::{spiffe::X509Bundle, system::Resolver, workload::Endpoint};
+use crate::{host::Resolver, spiffe::X509Bundle, workload::Endpoint};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;

@@ -1,8 +1,9 @@
 //! Connecting to what is probed, and saying why it failed in the words of Istio's own agent.
 
 use crate::{
+    command::words,
+    host::{Local, LocalStream, is_of_this_host},
     status::InboundPlace,
-    system::{Local, LocalStream, is_of_this_host, words},
 };
 use std::{
     io,

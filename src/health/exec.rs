@@ -1,7 +1,7 @@
 //! The exec probe: a command without a shell, which leaves nothing behind.
 
 use super::Unhealthy;
-use crate::system::Commands;
+use crate::command::Commands;
 use std::time::Duration;
 
 /// Has `command` (never empty) run; healthy on exit status 0.

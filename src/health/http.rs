@@ -5,7 +5,7 @@ use super::{
     dial::{Detour, Source, dial},
     tls::Tls,
 };
-use crate::system::words;
+use crate::command::words;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, Uri,

@@ -8,7 +8,7 @@ use super::{
     tls::Tls,
 };
 use crate::{
-    system::Commands,
+    command::Commands,
     workload::{ProbeMethod, ReadinessProbe},
 };
 use std::{net::IpAddr, time::Duration};

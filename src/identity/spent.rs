@@ -3,8 +3,8 @@
 
 use super::Wanted;
 use crate::{
+    files::{Dir, DirError, Removal, Stamp},
     status::Token,
-    system::{Dir, DirError, Removal, Stamp},
     workload::token::{self, TokenFile},
 };
 use std::{
@@ -117,7 +117,7 @@ fn has_expired(file: &Path, now: SystemTime) -> bool {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::{spiffe::KeyKind, system::Root};
+    use crate::{files::Root, spiffe::KeyKind};
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
     use std::os::unix::fs::{PermissionsExt, symlink};
 

@@ -5,8 +5,8 @@
 //! reading it back makes no copy of the key outside of buffers that are wiped.
 
 use crate::{
+    files::{Access, Dir, DirError, Root},
     spiffe::{BundleError, PrivateKey, SpiffeId, SvidError, X509Bundle, X509Context},
-    system::{Access, Dir, DirError, Root},
 };
 use serde::{Deserialize, Serialize};
 use std::{path::Path, sync::Arc, time::SystemTime};

@@ -9,8 +9,9 @@ use super::{
     refusal::Refusal,
 };
 use crate::{
+    command::words,
+    host::{Local, LocalStream},
     status::InboundRefusal,
-    system::{Local, LocalStream, words},
     time::between,
 };
 use nix::sys::socket::{setsockopt, sockopt};

@@ -2,7 +2,7 @@
 
 use crate::{
     status::{InboundPlace, tell},
-    system::{Listeners, listen},
+    systemd::{Listeners, listen},
     time::Backoff,
 };
 use std::{
@@ -117,7 +117,7 @@ impl Place {
             io::ErrorKind::AddrNotAvailable => "; this host does not have that address",
             _ => "",
         };
-        format!("cannot listen on {at}: {}{fix}", crate::system::words(error))
+        format!("cannot listen on {at}: {}{fix}", crate::command::words(error))
     }
 }
 

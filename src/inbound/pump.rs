@@ -4,7 +4,7 @@ use super::{
     lane::Lane,
     tls::{BATCH, Buffers, MOST_TAIL, Tls, with_buffers},
 };
-use crate::{status::InboundCounters, system::LocalStream};
+use crate::{host::LocalStream, status::InboundCounters};
 use std::{
     io,
     pin::Pin,

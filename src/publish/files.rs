@@ -16,9 +16,9 @@ mod pkcs12;
 mod single;
 
 use crate::{
+    files::{Access, Dir, DirError, Grant, Root},
     spiffe::{X509Bundle, X509Context},
     status::{self, Identity, Publication, Trouble},
-    system::{Access, Dir, DirError, Grant, Root},
     time::{Backoff, Clock},
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};

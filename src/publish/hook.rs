@@ -11,9 +11,11 @@ pub use look::{StartTls, Verify};
 pub use switches::Switches;
 
 use crate::{
+    command::{Commands, Why},
+    files::Root,
     spiffe::X509Context,
     status::{Reload, Trouble},
-    system::{Commands, Root, Why, reload_unit},
+    systemd::reload_unit,
     time::{Backoff, Clock},
 };
 use look::Stale;

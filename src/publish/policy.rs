@@ -1,7 +1,10 @@
 //! Who may have a workload's key: whoever the host's own configuration names, and nobody else.
 
 use super::refusals::Refusals;
-use crate::system::{Allow, Peer, UnitError, Units, user_name};
+use crate::{
+    host::{Allow, Peer, user_name},
+    systemd::{UnitError, Units},
+};
 use std::{fmt, sync::Arc};
 use tokio::task::spawn_blocking;
 

@@ -137,7 +137,7 @@ impl Crowd {
     }
 
     fn admit(&mut self, stream: UnixStream, services: &Services) {
-        let peer = match crate::system::Peer::of(&stream) {
+        let peer = match crate::host::Peer::of(&stream) {
             Ok(peer) => peer,
             Err(error) => return self.missed(&error),
         };

@@ -23,7 +23,7 @@ use std::{
 };
 use tempfile::TempDir;
 use tokio::time::interval;
-use we_agent::system::{Listeners, listen};
+use we_agent::systemd::{Listeners, listen};
 use we_lab::{Group, Lab};
 
 /// From one look at a log to the next.

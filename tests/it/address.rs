@@ -5,7 +5,7 @@
 use std::{env, net::IpAddr, process::Command, time::Duration};
 use tokio::{sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
-use we_agent::{address, status::Addresses, system::Resolver};
+use we_agent::{address, host::Resolver, status::Addresses};
 
 const INSIDE: &str = "WE_AGENT_TEST_IN_OWN_NETWORK";
 const NAME: &str = "address::a_moved_host_is_noticed";

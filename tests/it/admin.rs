@@ -12,8 +12,8 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use we_agent::{
     admin::{self, Admin, AdminError},
+    files::Root,
     status::{Report, Status, Workloads},
-    system::Root,
 };
 
 const SOON: Duration = Duration::from_secs(5);

@@ -19,8 +19,10 @@ use tokio::{
 };
 use tracing_subscriber::fmt::MakeWriter;
 use we_agent::{
+    files::Root,
+    host::{Account, Allow, Peer},
     publish::Policy,
-    system::{Account, Allow, Peer, Root, Units},
+    systemd::Units,
 };
 
 const SOON: Duration = Duration::from_secs(10);

@@ -19,10 +19,10 @@ use std::{
 };
 use trace::{BEGIN, END, assert_durable, calls};
 use we_agent::{
+    files::{Grant, Root},
     identity::Store,
     publish::{Content, Files, Folder, Layout, SingleFile},
     spiffe::{KeyKind, PrivateKey, SpiffeId, X509Bundle, X509Context},
-    system::{Grant, Root},
 };
 
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";

@@ -29,8 +29,8 @@ use tokio::{
     time::timeout,
 };
 use we_agent::{
+    command::{CommandError, Commands, Why},
     status::{HealthState, ReloadState},
-    system::{CommandError, Commands, Why},
 };
 use we_lab::{Group, Lab};
 

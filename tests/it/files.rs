@@ -13,10 +13,10 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use we_agent::{
+    files::{Grant, Root},
     publish::{self, Files, Folder, Layout, Outcome},
     spiffe::{KeyKind, PrivateKey, X509Context},
     status::{Identity, Publication},
-    system::{Grant, Root},
     time::Clock,
 };
 

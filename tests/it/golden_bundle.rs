@@ -15,7 +15,7 @@ use std::{
 };
 use we_agent::{
     bundle::{Bundle, BundleDir, Env, parse_env},
-    system::Root,
+    files::Root,
     workload::{ProbeMethod, ReadinessProbe, token},
 };
 

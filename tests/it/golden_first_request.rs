@@ -13,7 +13,7 @@ use std::{
 };
 use we_agent::{
     bundle::{Bundle, BundleDir},
-    system::Root,
+    files::Root,
     workload::{HostFacts, Locality, Node, Overrides, Workload},
 };
 

@@ -19,9 +19,9 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use we_agent::{
+    command::Commands,
     health::{self, ProbeSettings},
     status::{Addresses, Health},
-    system::Commands,
     workload::{ProbeMethod, ReadinessProbe},
 };
 

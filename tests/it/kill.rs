@@ -17,7 +17,7 @@ use tokio::{
     process::{Child, Command},
     time::{Instant, sleep, timeout},
 };
-use we_agent::{identity::Store, system::Root};
+use we_agent::{files::Root, identity::Store};
 use we_lab::Lab;
 
 const STORE: &str = "/var/lib/we-agent/payments";

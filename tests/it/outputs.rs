@@ -15,10 +15,10 @@ use std::{
     time::{Duration, SystemTime},
 };
 use we_agent::{
+    files::{Grant, Root},
     publish::{Content, Files, Folder, Layout, Outcome, SingleFile},
     spiffe::X509Context,
     status::PublicationReport,
-    system::{Grant, Root},
 };
 use we_lab::Fault;
 

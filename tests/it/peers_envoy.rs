@@ -20,10 +20,11 @@ use std::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use we_agent::{
+    files::Root,
     publish::{self, Place, Policy},
     spiffe::{KeyKind, PrivateKey, X509Context},
     status::{Consumers, Identity, Publication},
-    system::{Root, Units},
+    systemd::Units,
     time::Clock,
 };
 

@@ -3,7 +3,7 @@
 
 use crate::support::Host;
 use std::{fs, os::unix::fs::symlink, path::Path};
-use we_agent::{config::Config, system::Root};
+use we_agent::{config::Config, files::Root};
 
 const README: &str = include_str!("../../README.md");
 

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use we_agent::{
     agent::Agent,
     config::Config,
+    files::Root,
     status::{Report, Status, WorkloadReport},
-    system::Root,
 };
 use we_lab::BundleOptions;
 

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use crate::{
     config::Config,
-    system::{Account, Allow},
+    host::{Account, Allow},
 };
 use std::path::Path;
 

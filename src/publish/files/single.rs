@@ -2,8 +2,8 @@
 
 use super::{Access, Content, Dir, DirError, FilesError, MAX_FILE, Outcome, SingleFile, certificates, pkcs12};
 use crate::{
+    files::Root,
     spiffe::{X509Bundle, X509Context},
-    system::Root,
 };
 use rustls::pki_types::CertificateDer;
 use zeroize::Zeroizing;

@@ -1,8 +1,8 @@
 //! Verified reload: a connection is made, and the certificate that the program shows is compared with the published one.
 
 use crate::{
+    command::words,
     spiffe::{X509Context, serial_of},
-    system::words,
 };
 use rustls::{
     ClientConfig, DigitallySignedStruct, SignatureScheme,

@@ -1,6 +1,7 @@
 //! One connection: HTTP/2, on which both services answer.
 
 use crate::{
+    host::Peer,
     proto::spiffe_workload_api_server::{self as workload_api, SpiffeWorkloadApiServer},
     publish::{
         authority::Adapter,
@@ -11,7 +12,6 @@ use crate::{
         workload_api::{SECURITY_HEADER, WorkloadApi},
     },
     status::Identity,
-    system::Peer,
     time::Clock,
 };
 use http::{HeaderValue, Request, Response};

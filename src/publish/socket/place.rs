@@ -1,6 +1,10 @@
 //! Where the socket is: finding the place, making a socket there, and giving it to its group. All of it may block.
 
-use crate::system::{Account, Dir, DirError, Listeners, Root, SocketId, group_number, listen};
+use crate::{
+    files::{Dir, DirError, Root, SocketId, group_number},
+    host::Account,
+    systemd::{Listeners, listen},
+};
 use nix::errno::Errno;
 use std::{
     io,

@@ -2,8 +2,9 @@
 
 use super::place::{Done, Held, Place, PlaceError, Site};
 use crate::{
+    files::SocketId,
     status::{Publication, Trouble},
-    system::{SocketId, listen},
+    systemd::listen,
     time::{Backoff, Clock},
 };
 use std::{future::pending, io, time::Duration};

@@ -9,6 +9,7 @@ use self::bytes::speak;
 use super::*;
 use crate::{
     authority::{Authority, Leaf},
+    files::Root,
     proto::{
         envoy::{
             extensions::transport_sockets::tls::v3::{Secret, data_source::Specifier, secret::Type},
@@ -17,7 +18,7 @@ use crate::{
         google::rpc,
     },
     spiffe::{KeyKind, PrivateKey, X509Context},
-    system::{Root, Units},
+    systemd::Units,
 };
 use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};

@@ -231,7 +231,7 @@ async fn daemon<'a>(host: &'a Host) -> (Daemon<'a>, SocketAddr) {
 #[tokio::test]
 async fn ten_thousand_half_open_handshakes_cost_little() {
     const MANY: usize = 10_000;
-    if we_agent::system::raise_descriptor_limit().is_ok_and(|limit| limit < MANY as u64 + 1000) {
+    if we_agent::host::raise_descriptor_limit().is_ok_and(|limit| limit < MANY as u64 + 1000) {
         println!("skipped: this host does not allow {MANY} descriptors; ulimit -Hn");
         return;
     }
@@ -271,7 +271,7 @@ async fn ten_thousand_half_open_handshakes_cost_little() {
 #[tokio::test]
 async fn idle_connections_are_small() {
     const MANY: u64 = 1000;
-    if we_agent::system::raise_descriptor_limit().is_ok_and(|limit| limit < 4 * MANY) {
+    if we_agent::host::raise_descriptor_limit().is_ok_and(|limit| limit < 4 * MANY) {
         println!("skipped: this host does not allow {} descriptors; ulimit -Hn", 4 * MANY);
         return;
     }

@@ -31,10 +31,10 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 use we_agent::{
+    host::Local,
     inbound::{Listener, Place, Settings, Threads},
     spiffe::X509Context,
     status::{Identity, InboundCounters, InboundPlace, InboundRefusal},
-    system::Local,
     time::Clock,
 };
 use we_lab::Lab;

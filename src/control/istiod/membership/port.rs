@@ -1,6 +1,6 @@
 //! What a port of the application speaks.
 
-use crate::{control::istiod::Istiod, status::Selection, system::is_of_this_host};
+use crate::{control::istiod::Istiod, host::is_of_this_host, status::Selection};
 use rustls::ClientConnection;
 use std::{
     io,

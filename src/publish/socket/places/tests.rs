@@ -1,7 +1,11 @@
 //! Sockets that are new, taken back and lost again.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 use super::*;
-use crate::system::{Account, Dir, Listeners, Root};
+use crate::{
+    files::{Dir, Root},
+    host::Account,
+    systemd::Listeners,
+};
 use nix::unistd::{getegid, geteuid};
 use std::{
     fs::{self, Permissions},
@@ -112,7 +116,7 @@ async fn a_socket_is_for_its_group_whether_it_is_new_or_taken_back() {
         return;
     }
     // On every Linux, by number and by name.
-    let daemon = crate::system::group_number("daemon").unwrap();
+    let daemon = crate::files::group_number("daemon").unwrap();
     for group in [named("daemon"), Some(Account::Id(daemon))] {
         let mut new = Door::open(tempfile::tempdir().unwrap(), |root| Place::new(root, OWN, group.clone()));
         new.serves().await;

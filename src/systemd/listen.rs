@@ -1,7 +1,10 @@
 //! Sockets that outlive the process: the service manager holds them, from a socket unit or because we asked it to (its
 //! descriptor store), and gives them to the next process. Who connects in between waits and is not refused.
 
-use super::{Dir, DirError, Root, dir::beside, raw};
+use crate::{
+    files::{Dir, DirError, Root, beside},
+    host::raw,
+};
 use nix::sys::socket::{
     AddressFamily, Shutdown, SockType, SockaddrLike, SockaddrStorage, UnixAddr, getsockname, getsockopt, shutdown,
     sockopt::{AcceptConn, SockType as TypeOf},

@@ -16,7 +16,7 @@ const MAX_GROUPS: usize = 65_536;
 /// Asks the allocator to hold no memory that is not used (mallopt(3)); glibc alone knows how. Left to itself, it takes a
 /// buffer from where a larger one has been, so that every page of it stays dirty, and `h2` has one of 16 KiB for each
 /// connection of which it needs the first lines. To be called before there is another thread.
-pub(super) fn spare_memory() {
+pub(crate) fn spare_memory() {
     /// Bytes; what is as large comes from the kernel and goes back there.
     #[cfg(target_env = "gnu")]
     const LARGE: libc::c_int = 16 << 10;
@@ -33,7 +33,7 @@ pub(super) fn spare_memory() {
 ///
 /// # Errors
 /// When the environment says what cannot be, or a descriptor is not open.
-pub(super) fn inherited() -> io::Result<Vec<(String, OwnedFd)>> {
+pub(crate) fn inherited() -> io::Result<Vec<(String, OwnedFd)>> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     if TAKEN.swap(true, Ordering::SeqCst) {
         return Ok(Vec::new());
@@ -48,7 +48,7 @@ pub(super) fn inherited() -> io::Result<Vec<(String, OwnedFd)>> {
 ///
 /// # Errors
 /// When the socket is no connected unix socket, or the kernel is older.
-pub(super) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     let mut groups: Vec<libc::gid_t> = vec![0; 32];
     loop {
         let mut size = libc::socklen_t::try_from(size_of_val(groups.as_slice())).map_err(io::Error::other)?;
@@ -79,7 +79,7 @@ pub(super) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
 ///
 /// # Errors
 /// When there is no such process, or the kernel is older.
-pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: two integers go in, and what comes out is a new descriptor (close-on-exec) or -1.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;

@@ -7,7 +7,7 @@ mod walk;
 
 pub use plain::Removal;
 pub use socket::SocketId;
-pub(super) use socket::beside;
+pub(crate) use socket::beside;
 
 use super::{Access, Root};
 use nix::{

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 use super::*;
-use crate::system::Commands;
+use crate::command::Commands;
 use std::{
     fs::{Permissions, set_permissions},
     os::unix::fs::{PermissionsExt, chown},

@@ -10,7 +10,7 @@
 //! Requests are numbered, and a later one counts for all before it: it was taken after they were made. So several workloads
 //! can ask for the same unit.
 
-use super::{Access, Dir, DirError, Root};
+use crate::files::{Access, Dir, DirError, Root};
 use std::{path::Path, time::Duration};
 use tokio::time::{Instant, sleep};
 

@@ -1,10 +1,8 @@
 //! Which unit a process belongs to: systemd knows, and is asked. (`/proc` tells it, too, but a process is in the cgroup
 //! that it is in now, and the number that we look up may be another's by now.)
 
-use super::{
-    Peer, Root,
-    bus::{Answer, Argument, Bus, Method},
-};
+use super::bus::{Answer, Argument, Bus, Method};
+use crate::{files::Root, host::Peer};
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 use tokio::{sync::Semaphore, time::timeout};
 

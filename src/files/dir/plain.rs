@@ -2,7 +2,7 @@
 //! second name, is not: who could make one would choose what is really meant.
 
 use super::{Dir, DirError};
-use crate::system::{Access, Stamp};
+use crate::files::{Access, Stamp};
 use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, openat},

@@ -107,7 +107,7 @@ fn check(stat: &FileStat, path: &Path, any_owner: bool) -> Result<(), DirError> 
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::{Dir, DirError};
-    use crate::system::{Access, Root};
+    use crate::files::{Access, Root};
     use std::{
         fs,
         os::unix::fs::{PermissionsExt as _, symlink},

@@ -1,6 +1,7 @@
 //! A listening socket in a directory.
 
-use super::{Dir, DirError, Root, io, walk};
+use super::{Dir, DirError, io, walk};
+use crate::files::Root;
 use nix::{
     errno::Errno,
     fcntl::AtFlags,
@@ -29,7 +30,7 @@ const PASS: u32 = 0o011;
 const MODE: u32 = 0o660;
 
 /// The name that a socket of ours is bound to; then it gets its own, but the kernel goes on telling this one.
-pub(in crate::system) fn beside(name: &str) -> String {
+pub(crate) fn beside(name: &str) -> String {
     format!("{name}.new")
 }
 

@@ -5,7 +5,7 @@ use super::{
     error::{CommandError, Why},
     runner::{Request, line, read_line},
 };
-use crate::system::{Account, Allow};
+use crate::host::{Account, Allow};
 use nix::unistd::{geteuid, getuid};
 use std::{
     io,
