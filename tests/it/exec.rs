@@ -272,7 +272,8 @@ async fn the_daemon_hands_probe_and_hook_to_the_runner() {
     // It heals.
     fs::write(&good, "").unwrap();
     daemon.until("payments", |w| w.health.state == HealthState::Healthy).await;
-    assert_eq!(lab.entry("vms", "payments-127.0.0.1").unwrap().healthy(), Some(true));
+    let reported = |e: &we_lab::Event| matches!(e.what, we_lab::What::Health { healthy: true, lost: false, .. });
+    assert!(lab.until(SOON, reported).await.is_some());
     fs::remove_file(&good).unwrap();
     let w = daemon.until("payments", |w| w.health.state == HealthState::Unhealthy).await;
     assert_eq!(w.health.message.as_deref(), Some("exit status 1"));

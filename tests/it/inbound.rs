@@ -255,9 +255,8 @@ async fn what_is_held_when_the_time_is_over_is_no_regular_end() {
 async fn a_stop_lets_open_connections_end_and_takes_no_new_ones() {
     let lab = lab().spawn().await.unwrap();
     let echo = Echo::start().await;
-    let (_host, agent, at) = started(vm(&lab, echo.address, ", drainTimeout: 10s")).await;
+    let (_host, agent, at) = started(vm(&lab, echo.address, ", drainTimeout: 1m")).await;
     let mut stream = Pod::new(&lab, WEB).connect(at).await.unwrap();
-    let begin = std::time::Instant::now();
     let stopping = tokio::spawn(agent.stop());
     // What moves all the time goes on; a new one is not taken.
     let mut moved = 0;
@@ -288,22 +287,19 @@ async fn a_stop_lets_open_connections_end_and_takes_no_new_ones() {
     // Quiet, it is ended long before the deadline.
     let mut rest = Vec::new();
     timeout(SOON, stream.read_to_end(&mut rest)).await.expect("it is not ended").expect("it is cut");
-    stopping.await.unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(9), "{:?}", begin.elapsed());
+    timeout(SOON, stopping).await.expect("the stop waits for the deadline").unwrap();
 }
 
 #[tokio::test]
 async fn who_says_nothing_does_not_hold_up_a_stop() {
     let lab = lab().spawn().await.unwrap();
     let echo = Echo::start().await;
-    let (_host, mut agent, at) = started(vm(&lab, echo.address, ", drainTimeout: 8s, handshakeTimeout: 1m")).await;
+    let (_host, mut agent, at) = started(vm(&lab, echo.address, ", drainTimeout: 1m, handshakeTimeout: 1m")).await;
     let mut silent = TcpStream::connect(at).await.unwrap();
     agent.until("payments", "taken", |w| w.inbound[0].open == 1).await;
-    let begin = std::time::Instant::now();
     let stopping = tokio::spawn(agent.stop());
     assert_eq!(timeout(SOON, silent.read(&mut [0])).await.unwrap().unwrap(), 0);
-    stopping.await.unwrap();
-    assert!(begin.elapsed() < Duration::from_secs(6), "{:?}", begin.elapsed());
+    timeout(SOON, stopping).await.expect("the stop waits for it").unwrap();
 }
 
 #[tokio::test]

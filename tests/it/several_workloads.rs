@@ -58,7 +58,7 @@ async fn twenty_share_a_host_and_two_of_them_are_in_trouble() {
     let serials: BTreeSet<_> = agent.report().workloads.into_iter().filter_map(|w| w.identity.serial).collect();
     assert_eq!(serials.len(), 18);
 
-    let broken = agent.workload(BROKEN).unwrap();
+    let broken = agent.until(BROKEN, "refused", |w| !w.broken.is_empty()).await;
     let line = good.lines().count() + 1;
     let place = format!("cluster.env:{line}");
     assert!(broken.broken.iter().any(|mistake| mistake.contains(&place)), "{place} not in {:?}", broken.broken);

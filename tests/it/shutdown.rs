@@ -46,7 +46,7 @@ async fn a_restart_of_the_program_is_not_seen() {
         daemon.signal(Signal::SIGTERM);
         let marked = lab.until_since(mark, SOON, disconnected).await.expect("the entry was not marked");
         let took = marked.at.duration_since(told).unwrap();
-        assert!(took < Duration::from_secs(1), "the entry was marked {took:?} after SIGTERM");
+        assert!(took < Duration::from_secs(5), "the entry was marked {took:?} after SIGTERM");
         daemon.ended().await;
         assert_eq!(lab.listed("payments.example.com").len(), 1, "stopping is not leaving");
         for file in ["run/we-agent/payments/key.pem", "var/lib/we-agent/payments"] {

@@ -17,6 +17,20 @@ const READS: &str = "read pread64 close fstat newfstatat statx lseek getdents64 
 /// A call: its name, how many calls of that name the thread has made by then, and strace's line.
 pub(super) type Call = (String, usize, String);
 
+/// The most calls of one name that any thread has made before the act.
+pub(super) fn before(log: &str) -> usize {
+    let (before, _) = log.split_once(BEGIN).unwrap();
+    let mut counts: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+    for line in before.lines() {
+        let Some((pid, call)) = line.split_once(char::is_whitespace) else { continue };
+        let Some((name, _)) = call.trim_start().split_once('(') else { continue };
+        if WRITES.split_whitespace().any(|write| write == name) {
+            *counts.entry((pid, name)).or_default() += 1;
+        }
+    }
+    counts.into_values().max().unwrap()
+}
+
 /// The writing calls of one run, in order: name, how many calls of that name the process has made by then, and text.
 pub(super) fn calls(log: &str) -> Vec<Call> {
     let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
