@@ -115,7 +115,8 @@ impl Bundle {
         let (trust_domain, ca, server_name) = (keys.trust_domain(), keys.ca(), keys.server_name());
         let (ttl, key, given) = (keys.ttl(), keys.key_kind(), keys.addresses());
         let probe_localhost = keys.flag("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION");
-        let ignored = keys.ignored(dir.istio);
+        let mut ignored = keys.ignored(dir.istio);
+        ignored.extend(metadata.ignored);
         let output = match env.get("OUTPUT_CERTS") {
             Some(path) => Some(path).filter(|p| !p.is_empty()),
             None => dir.istio.then_some("/etc/certs"), // the start script's default

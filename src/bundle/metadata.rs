@@ -83,11 +83,17 @@ fn known(key: &str) -> Option<(&'static str, Kind)> {
     KNOWN.into_iter().find(|(known, _)| known.eq_ignore_ascii_case(key))
 }
 
+/// Why a node that serves no HBONE does not say that it does.
+const NO_HBONE: &str = "ISTIO_META_ENABLE_HBONE (we-agent serves no HBONE, and a mesh that is told otherwise sends ambient \
+                        callers to port 15008, where nobody listens)";
+
 /// Metadata and labels.
 #[derive(Debug, Default)]
 pub(super) struct Metadata {
     pub(super) fields: Map<String, Value>,
     pub(super) labels: BTreeMap<String, String>,
+    /// What is not sent although the bundle says it, and why.
+    pub(super) ignored: Vec<String>,
 }
 
 /// Collects it: `proxyMetadata` first, the environment over it; JSON objects below texts.
@@ -124,6 +130,10 @@ pub(super) fn read(keys: &mut Keys<'_>, proxy_metadata: Option<&Value>, proxy_pl
     }
     for (key, (value, place)) in texts {
         match check(key, value) {
+            // Told so, istiod labels the entry for its whole life.
+            Ok(true) if key == "ENABLE_HBONE" => {
+                found.ignored.extend((go_bool(value) == Some(true)).then(|| NO_HBONE.to_owned()));
+            }
             Ok(true) => _ = found.fields.insert(key.to_owned(), value.into()),
             Ok(false) => {}
             Err(expected) => keys.mistakes.push(Mistake { place, problem: Problem::Type(expected) }),
@@ -172,6 +182,23 @@ mod tests {
             json!({"CLUSTER_ID": "c", "NETWORK": "", "X": "1", "Y": "y", "a": {"b": [1, true, null]}})
         );
         assert_eq!(found.labels.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["app=a", "namespace=l"]);
+    }
+
+    #[test]
+    fn nobody_is_told_of_an_hbone_that_is_not_served() {
+        let in_proxy = json!({"ISTIO_META_ENABLE_HBONE": "true"});
+        for (text, proxy, told) in [
+            ("", in_proxy.clone(), true),
+            ("ISTIO_META_ENABLE_HBONE=true\n", json!({}), true),
+            ("ISTIO_META_enable_hbone=1\n", json!({}), true),
+            ("ISTIO_META_ENABLE_HBONE=false\n", in_proxy, false),
+            ("ISTIO_META_DISABLE_HBONE_SEND=true\n", json!({}), false),
+        ] {
+            let (found, mistakes) = read_text(text, &proxy);
+            assert_eq!(mistakes, Vec::<String>::new());
+            assert!(!found.fields.contains_key("ENABLE_HBONE"), "{text} {proxy}");
+            assert_eq!(found.ignored.iter().any(|line| line.contains("port 15008")), told, "{text} {proxy}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use crate::{control::istiod::Istiod, host::is_of_this_host, status::Selection};
 use rustls::ClientConnection;
 use std::{
+    collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -17,10 +18,24 @@ use tokio::{
 /// Bound on finding out.
 const PEEK: Duration = Duration::from_secs(2);
 
+/// The label by which ambient callers are told to tunnel.
+const TUNNEL: &str = "networking.istio.io/tunnel";
+
+fn tunnelled(labels: &BTreeMap<String, String>) -> bool {
+    labels.get(TUNNEL).is_some_and(|kinds| kinds.split(',').any(|kind| kind.trim() == "http"))
+}
+
 /// What to say when nobody serves a port that the mesh was told, or when the mesh will speak TLS to one where nothing
 /// answers a handshake; none when all is well.
 pub(super) async fn mismatch(istiod: &Istiod, ip: IpAddr, selection: &Selection) -> Option<String> {
     let workload = &istiod.workload.name;
+    if tunnelled(&istiod.workload.labels) {
+        return Some(format!(
+            "the label {TUNNEL}=http tells the mesh that this host serves HBONE, so ambient callers go to port 15008, where \
+             nobody listens; take it from the WorkloadGroup's template (and from ISTIO_METAJSON_LABELS of the bundle), then let \
+             {workload} register anew: an entry keeps its labels"
+        ));
+    }
     let served = istiod.membership.as_ref().map_or(&[][..], |settings| &settings.served);
     for port in selection.ports.iter().filter(|port| !served.contains(port)) {
         let spoken = speaks_tls(SocketAddr::new(ip, *port)).await;
@@ -66,4 +81,17 @@ async fn speaks_tls(at: SocketAddr) -> Option<bool> {
         Some(matches!(tcp.read(&mut first).await, Ok(1)) && matches!(first[0], 0x15 | 0x16))
     };
     timeout(PEEK, peek).await.unwrap_or(Some(false))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_is_promised_by_a_label_that_lists_http() {
+        for (value, promised) in [("http", true), ("none, http", true), ("none", false), ("httpx", false), ("", false)] {
+            assert_eq!(tunnelled(&BTreeMap::from([(TUNNEL.to_owned(), value.to_owned())])), promised, "{value}");
+        }
+        assert!(!tunnelled(&BTreeMap::new()));
+    }
 }
