@@ -19,6 +19,7 @@ const PROMPT: Duration = Duration::from_millis(200);
 /// Holds the workload's session until `post.stop`. A change of the `local` files (token, roots) ends a wait at once.
 pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: FileWatch, clock: Clock) {
     let mut backoff = Backoff::new(FLOOR, CAP);
+    let mut held = false;
     loop {
         tokio::select! {
             Ok(_) = post.addresses.wait_for(|addresses| addresses.primary.is_some()) => {}
@@ -30,7 +31,8 @@ pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: Fi
         };
         let was_registered = matches!(&*post.registration.borrow(), Registration::Registered { .. });
         let wait = wait(&error, was_registered, &mut backoff);
-        tell(&post, &error, clock);
+        held |= was_registered;
+        tell(&post, &error, held, clock);
         forget(&post.membership);
         tracing::debug!(cause = %error, wait = ?wait, "session ended");
         tokio::select! {
@@ -62,21 +64,25 @@ fn wait(error: &Error, was_registered: bool, backoff: &mut Backoff) -> Duration 
     }
 }
 
-/// Writes the fact. The time is that of the first failure of its kind in a row.
-fn tell(post: &Post, error: &Error, clock: Clock) {
+/// Writes the fact: lost is only what was `held` once. The time is that of the first failure of its kind in a row.
+fn tell(post: &Post, error: &Error, held: bool, clock: Clock) {
     post.registration.send_modify(|fact| {
-        let (entry, before) = match fact {
-            Registration::Absent => (String::new(), None),
-            Registration::Asked { entry, .. } | Registration::Registered { entry, .. } => (entry.clone(), None),
+        let (entry, asked, before) = match fact {
+            Registration::Absent => (String::new(), None, None),
+            Registration::Asked { entry, since, trouble } => (entry.clone(), Some(*since), trouble.clone()),
+            Registration::Registered { entry, .. } => (entry.clone(), None, None),
             Registration::Lost { entry, trouble } | Registration::Parked { entry, trouble } => {
-                (entry.clone(), Some(trouble.clone()))
+                (entry.clone(), None, Some(trouble.clone()))
             }
         };
         let since = before.filter(|b| b.kind == error.kind()).map_or_else(|| clock.now(), |b| b.since);
         let trouble = Trouble { since, kind: error.kind(), cause: error.to_string() };
         *fact = match error.disposition() {
             Disposition::Park => Registration::Parked { entry, trouble },
-            Disposition::Retry | Disposition::Reauthenticate => Registration::Lost { entry, trouble },
+            Disposition::Retry | Disposition::Reauthenticate if held => Registration::Lost { entry, trouble },
+            Disposition::Retry | Disposition::Reauthenticate => {
+                Registration::Asked { entry, since: asked.unwrap_or(since), trouble: Some(trouble) }
+            }
         };
     });
 }

@@ -93,12 +93,14 @@ pub enum Registration {
     /// Nothing was asked: just started, told to leave, or the bundle names no WorkloadGroup.
     #[default]
     Absent,
-    /// Asked, no answer yet.
+    /// Asked, no answer yet, or no good one so far.
     Asked {
         /// `namespace/name` of the WorkloadEntry.
         entry: String,
         /// Since when the answer is awaited.
         since: SystemTime,
+        /// Why the last attempt came to nothing.
+        trouble: Option<Trouble>,
     },
     /// The control plane has answered, and the session lives.
     Registered {
@@ -109,7 +111,7 @@ pub enum Registration {
         /// What is wrong although the session lives, say a new certificate that is refused.
         trouble: Option<Trouble>,
     },
-    /// The session ended or could not be opened; it is being resumed.
+    /// It was registered once; the session ended, and is being resumed.
     Lost {
         /// `namespace/name` of the WorkloadEntry.
         entry: String,

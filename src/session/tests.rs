@@ -120,18 +120,30 @@ async fn a_session_that_lived_is_resumed_promptly() {
 #[tokio::test(start_paused = true)]
 async fn refusals_slow_it_down_and_the_first_of_a_row_is_told() {
     let mut story = Story::begin((0..40).map(|_| (false, ended())));
-    let lost = |fact: &Registration| match fact {
-        Registration::Lost { trouble, .. } => Some(trouble.since),
+    let refused = |fact: &Registration| match fact {
+        Registration::Asked { trouble, .. } => trouble.as_ref().map(|trouble| trouble.since),
         _ => None,
     };
-    let first = story.until(|fact| lost(fact).is_some()).await;
+    let first = story.until(|fact| refused(fact).is_some()).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!(lost(&story.registration.borrow()), lost(&first));
+    assert_eq!(refused(&story.registration.borrow()), refused(&first), "never lost, as it never was");
     story.until(is_registered).await;
     let waits = story.waits();
     assert_eq!(waits.len(), 40);
     assert!(waits.iter().all(|wait| (FLOOR..=CAP + FLOOR).contains(wait)), "{waits:?}");
     assert!(waits.iter().skip(7).sum::<Duration>() > Duration::from_secs(200), "no jitter goes as low: {waits:?}");
+    story.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_is_only_what_was_registered() {
+    let ends = [(false, ended()), (true, ended()), (false, Error::Invalid("wrong".to_owned())), (false, ended())];
+    let mut story = Story::begin(ends.into_iter().chain((0..3).map(|_| (false, ended()))));
+    let is_lost = |fact: &Registration| matches!(fact, Registration::Lost { .. });
+    story.until(|fact| matches!(fact, Registration::Asked { trouble: Some(_), .. })).await;
+    story.until(is_lost).await;
+    story.until(|fact| matches!(fact, Registration::Parked { .. })).await;
+    story.until(is_lost).await;
     story.end().await;
 }
 

@@ -93,7 +93,7 @@ async fn an_istiod_that_admits_no_more_is_told_and_waited_for() {
     lab.inject(Fault::RefuseStreams(8));
     let host = host(&lab);
     let mut agent = host.start().await;
-    let cause = refused(&mut agent, RegistrationState::Lost).await;
+    let cause = refused(&mut agent, RegistrationState::Asked).await;
     assert!(cause.contains("admits no more streams") && cause.contains("PILOT_MAX_REQUESTS_PER_SECOND"), "{cause}");
     lab.heal_all();
     new_token(&lab, &host);

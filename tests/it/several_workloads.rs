@@ -65,7 +65,7 @@ async fn twenty_share_a_host_and_two_of_them_are_in_trouble() {
     assert_eq!(broken.registration.state, RegistrationState::Absent);
     let told = |w: &we_agent::status::WorkloadReport| w.identity.cause.is_some() && w.registration.cause.is_some();
     let dead = agent.until(DEAD, "told", told).await;
-    assert_eq!((dead.identity.state, dead.registration.state), (IdentityState::None, RegistrationState::Lost));
+    assert_eq!((dead.identity.state, dead.registration.state), (IdentityState::None, RegistrationState::Asked));
     let cause = dead.registration.cause.unwrap();
     assert!(cause.contains("cannot be reached") && cause.contains(&closed_port.to_string()), "{cause}");
     let report = agent.report();

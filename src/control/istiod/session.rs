@@ -54,7 +54,7 @@ pub(super) async fn hold(istiod: &Istiod, post: &mut Post) -> Result<(), Error> 
     let addresses = post.addresses.borrow_and_update().clone();
     let (entry, since) = (entry(istiod, &addresses)?, istiod.clock.now());
     if *post.registration.borrow() == Registration::Absent {
-        post.registration.send_replace(Registration::Asked { entry, since });
+        post.registration.send_replace(Registration::Asked { entry, since, trouble: None });
     }
     let mut identity = istiod.credential.identity.clone();
     identity.mark_unchanged();

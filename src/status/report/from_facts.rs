@@ -71,7 +71,8 @@ impl WorkloadReport {
             _ if !registers => return deaf(),
             RegistrationState::Absent => "not registered yet",
             RegistrationState::Asked => "registration asked for, no answer yet",
-            RegistrationState::Lost | RegistrationState::Parked => "registration lost",
+            RegistrationState::Lost => "registration lost",
+            RegistrationState::Parked => "registration refused",
         };
         Some(self.registration.cause.clone().unwrap_or_else(|| words.to_owned()))
     }
@@ -112,7 +113,9 @@ impl RegistrationReport {
     fn of(registration: &Registration) -> Self {
         let (state, entry, since, trouble) = match registration {
             Registration::Absent => return Self::default(),
-            Registration::Asked { entry, since } => (RegistrationState::Asked, entry, *since, None),
+            Registration::Asked { entry, since, trouble } => {
+                (RegistrationState::Asked, entry, *since, trouble.as_ref())
+            }
             Registration::Registered { entry, since, trouble } => {
                 (RegistrationState::Registered, entry, *since, trouble.as_ref())
             }

@@ -134,7 +134,7 @@ fn a_workload_is_ready_with_certificate_and_registration_only() {
     assert_eq!(look().cause.as_deref(), Some("istiod: refused; start it"));
     w.identity.send_modify(|i| i.current = Some(context()));
     assert_eq!(look().cause.as_deref(), Some("not registered yet"));
-    w.registration.send_replace(Registration::Asked { entry: entry(), since: at(2) });
+    w.registration.send_replace(Registration::Asked { entry: entry(), since: at(2), trouble: None });
     assert_eq!(look().cause.as_deref(), Some("registration asked for, no answer yet"));
     w.registration.send_replace(Registration::Parked { entry: entry(), trouble: trouble("no_group", "create it") });
     assert_eq!(look().cause.as_deref(), Some("create it"));
