@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn a_tunnel_is_promised_by_a_label_that_lists_http() {
-        for (value, promised) in [("http", true), ("none, http", true), ("none", false), ("httpx", false), ("", false)] {
+        for (value, promised) in [("http", true), ("none, http", true), ("none", false), ("httpx", false), ("", false)]
+        {
             assert_eq!(tunnelled(&BTreeMap::from([(TUNNEL.to_owned(), value.to_owned())])), promised, "{value}");
         }
         assert!(!tunnelled(&BTreeMap::new()));
