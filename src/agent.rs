@@ -17,7 +17,7 @@ use crate::{
     bundle::{self, Bundle, BundleDir},
     command::Commands,
     config::Config,
-    files::{FileWatch, Root},
+    files::{FileWatch, Root, is_denied},
     inbound::Threads,
     status::{Status, WorkloadStatus, Workloads},
     systemd::{Listeners, going_down},
@@ -292,7 +292,7 @@ impl Floor {
                 for mistake in &mistakes {
                     tracing::error!(workload = name, "the bundle cannot be used: {mistake}");
                 }
-                if dir.files().any(token::is_denied) {
+                if dir.files().any(is_denied) {
                     token::ask_for_permission(&self.root);
                 }
                 return Slot::Broken { files, mistakes };

@@ -17,7 +17,7 @@ pub use mistake::{BundleErrors, Mistake, Problem};
 pub use permit::permit;
 
 use crate::{
-    files::Root,
+    files::{MAX_FILE, MAX_ROOTS, ReadError, Root, read_text},
     spiffe::{KeyKind, TrustDomain, X509Bundle},
     workload::{Authority, Hosts, Locality, ReadinessProbe, is_dns_label, is_dns_subdomain, token::TokenFile},
 };
@@ -25,15 +25,11 @@ use keys::Keys;
 use serde_json::{Map, Value};
 use std::{
     collections::BTreeMap,
-    fs::File,
-    io::{ErrorKind, Read},
     net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
-
-/// The longest file that is read, in bytes; real ones have some kilobytes.
-const MAX_FILE: usize = 256 * 1024;
+use zeroize::Zeroizing;
 
 /// All that the files say, checked. [`Bundle::workload`] puts our own configuration on top.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,8 +79,8 @@ impl Bundle {
             // Only the last one, cluster.env, must be there; mistakes of both are told.
             let last = i + 1 == dir.env.len();
             let missing = "`istioctl x workload entry configure` writes it, copy it there";
-            match text(path, last.then_some(missing)) {
-                Ok(text) => match parse_env(path, text.as_deref().unwrap_or_default(), &env) {
+            match text(path, MAX_FILE, last.then_some(missing)) {
+                Ok(text) => match parse_env(path, text.as_deref().map_or("", String::as_str), &env) {
                     Ok(read) => env = read,
                     Err(errors) => mistakes.extend(errors.into_iter().map(|e| Mistake {
                         place: format!("{}:{}", path.display(), e.line),
@@ -160,8 +156,9 @@ impl Bundle {
 /// The layers of the ProxyConfig in Istio's order: `mesh.yaml`, then the variable, which the start script fills.
 fn proxy_config(keys: &mut Keys<'_>, dir: &BundleDir) -> mesh::ProxyConfig {
     let mut layers = Vec::new();
-    let from_file = text(&dir.mesh, None)
-        .and_then(|text| mesh::mesh_config(&dir.mesh.display().to_string(), text.as_deref().unwrap_or_default()));
+    let from_file = text(&dir.mesh, MAX_FILE, None).and_then(|text| {
+        mesh::mesh_config(&dir.mesh.display().to_string(), text.as_deref().map_or("", String::as_str))
+    });
     let pilot = keys.pilot();
     let from_variable = match (keys.env.filled("PROXY_CONFIG"), &pilot) {
         (Some(text), _) => Some(mesh::proxy_config(&keys.place("PROXY_CONFIG"), text)),
@@ -202,9 +199,9 @@ fn discovery(keys: &mut Keys<'_>, proxy: &mesh::ProxyConfig) -> Option<Authority
 
 fn hosts(mistakes: &mut Vec<Mistake>, dir: &BundleDir) -> Hosts {
     let Some(path) = &dir.hosts else { return Hosts::new() };
-    let read = text(path, None)
+    let read = text(path, MAX_FILE, None)
         .map_err(|mistake| vec![mistake])
-        .and_then(|text| hosts::parse(&path.display().to_string(), text.as_deref().unwrap_or_default()));
+        .and_then(|text| hosts::parse(&path.display().to_string(), text.as_deref().map_or("", String::as_str)));
     read.unwrap_or_else(|found| {
         mistakes.extend(found);
         Hosts::new()
@@ -223,9 +220,9 @@ fn roots(keys: &mut Keys<'_>, root: &Root, dir: &BundleDir) -> (PathBuf, Option<
     let general = if named.iter().all(Option::is_some) { None } else { Some(&found) };
     for path in general.into_iter().chain(named.iter().flatten()) {
         let missing = "copy the root certificate of the mesh there (the bundle's root-cert.pem)";
-        match text(path, Some(missing)) {
+        match text(path, MAX_ROOTS, Some(missing)) {
             Ok(text) => {
-                if let Err(error) = X509Bundle::from_pem(text.as_deref().unwrap_or_default()) {
+                if let Err(error) = X509Bundle::from_pem(text.as_deref().map_or("", String::as_str)) {
                     keys.mistakes.push(Mistake { place: path.display().to_string(), problem: Problem::Roots(error) });
                 }
             }
@@ -236,29 +233,14 @@ fn roots(keys: &mut Keys<'_>, root: &Root, dir: &BundleDir) -> (PathBuf, Option<
     (found, ca, discovery)
 }
 
-/// The content of a file, bounded. `missing`: what to do if it is not there; without it, absence is no mistake.
-fn text(path: &Path, missing: Option<&'static str>) -> Result<Option<String>, Mistake> {
+/// The content of a file. `missing`: what to do if it is not there; without it, absence is no mistake.
+fn text(path: &Path, limit: usize, missing: Option<&'static str>) -> Result<Option<Zeroizing<String>>, Mistake> {
     let mistake = |problem| Mistake { place: path.display().to_string(), problem };
-    let read = || -> std::io::Result<Option<Vec<u8>>> {
-        if !std::fs::metadata(path)?.is_file() {
-            return Ok(None); // a FIFO would never end
-        }
-        let mut bytes = Vec::new();
-        File::open(path)?.take(MAX_FILE as u64 + 1).read_to_end(&mut bytes)?;
-        Ok(Some(bytes))
-    };
-    let bytes = match read() {
-        Ok(Some(bytes)) => bytes,
-        Ok(None) => return Err(mistake(Problem::NotAFile)),
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            return missing.map_or(Ok(None), |fix| Err(mistake(Problem::Missing(fix))));
-        }
-        Err(error) => return Err(mistake(Problem::Unreadable(error.kind()))),
-    };
-    if bytes.len() > MAX_FILE {
-        return Err(mistake(Problem::TooLong(MAX_FILE)));
+    match read_text(path, limit) {
+        Ok(text) => Ok(Some(text)),
+        Err(ReadError::Missing) => missing.map_or(Ok(None), |fix| Err(mistake(Problem::Missing(fix)))),
+        Err(error) => Err(mistake(error.into())),
     }
-    String::from_utf8(bytes).map(Some).map_err(|e| mistake(Problem::NotText(e.utf8_error().valid_up_to())))
 }
 
 #[cfg(test)]

@@ -19,12 +19,14 @@ pub use inbound::{InboundConfig, ListenConfig};
 pub use mistake::{ConfigError, Mistake};
 pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig};
 
-use crate::{files::Root, telemetry::LogFilter};
+use crate::{
+    files::{ReadError, Root, read_text},
+    telemetry::LogFilter,
+};
 use marked_yaml::LoaderOptions;
 use section::Section;
 use std::{
     collections::BTreeMap,
-    io::{ErrorKind, Read},
     net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
@@ -33,7 +35,7 @@ use std::{
 /// Where the file is unless the command line says otherwise, below the root.
 pub const PATH: &str = "/etc/we-agent/we-agent.yaml";
 /// More than this is no configuration, in bytes.
-const MAX_SIZE: u64 = 256 * 1024;
+const MAX_SIZE: usize = 256 * 1024;
 
 /// The whole configuration; what the file does not say is at its default.
 #[derive(Debug, Clone, PartialEq)]
@@ -69,12 +71,9 @@ impl Config {
     /// When the file cannot be read, or with every mistake in it.
     pub fn load(root: &Root, file: Option<&Path>) -> Result<Self, ConfigError> {
         let path = file.map_or_else(|| root.path(PATH), Path::to_owned);
-        let mut text = String::new();
-        let read = std::fs::File::open(&path).and_then(|f| f.take(MAX_SIZE + 1).read_to_string(&mut text));
-        match read {
-            Ok(size) if size as u64 > MAX_SIZE => Err(ConfigError::TooLarge { file: path }),
-            Ok(_) => Self::check(&path, &text, Some(root)),
-            Err(error) if error.kind() == ErrorKind::NotFound && file.is_none() => Ok(Self::default()),
+        match read_text(&path, MAX_SIZE) {
+            Ok(text) => Self::check(&path, &text, Some(root)),
+            Err(ReadError::Missing) if file.is_none() => Ok(Self::default()),
             Err(source) => Err(ConfigError::Unreadable { file: path, source }),
         }
     }

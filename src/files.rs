@@ -1,13 +1,15 @@
-//! The files of this host: where they are, directories that are switched at once, who may read what is written, and
-//! noticing that a file was replaced.
+//! The files of this host: where they are, the one door for those that others write, directories that are switched at
+//! once, who may read what is written, and noticing that a file was replaced.
 
 mod access;
 mod dir;
+mod foreign;
 mod root;
 mod watch;
 
 pub use access::{Access, Grant, group_number};
 pub(crate) use dir::beside;
 pub use dir::{Dir, DirError, Removal, SocketId};
+pub use foreign::{Foreign, MAX_FILE, MAX_ROOTS, ReadError, aside, is_denied, read, read_text};
 pub use root::Root;
 pub use watch::{FileWatch, Stamp};

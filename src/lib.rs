@@ -62,7 +62,7 @@
 //! |---|---|---|
 //! | `spiffe` | SPIFFE as types: trust domain, id, key, request, certificate, roots; what exists is valid. | – |
 //! | `time` | A wall clock that notices a suspended VM, and backoff. | – |
-//! | `files` | The files of this host: where they are, directories that are switched at once, noticing that one was replaced. | – |
+//! | `files` | The files of this host: where they are, the one door for those that others write, directories that are switched at once, noticing that one was replaced. | – |
 //! | `host` | The machine and its kernel: who knocks, what names and routes mean, signals, limits. | – |
 //! | `systemd` | The service manager: what it is told and asked, the sockets it keeps, the units it reloads for us. | files, host |
 //! | `command` | Somebody's command: without a shell, bounded, leaving nothing behind. | host |
@@ -74,7 +74,7 @@
 //! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, files, host, systemd, locality, telemetry, workload |
 //! | `bundle` | A directory becomes a bundle, or every mistake in it. | spiffe, files, workload |
 //! | `address` | The loop that owns the addresses of this host. | status, host, time |
-//! | `control` | What we ask of a control plane: `sign` and `session`, answered by istiod. | spiffe, proto, status, host, time, workload |
+//! | `control` | What we ask of a control plane: `sign` and `session`, answered by istiod. | spiffe, proto, status, files, host, time, workload |
 //! | `identity` | The loop that owns the certificate: decide, sign, verify, keep, tell. | spiffe, control, status, files, time, workload |
 //! | `health` | The loop that owns the verdict: probes and a threshold. | proto, status, host, command, time, workload |
 //! | `session` | The loop that owns the registration: hold a session, resume it. | control, status, files, time |
@@ -88,6 +88,8 @@
 //!
 //! To follow one certificate, read `identity`, then `control`; to follow one registration, `session`, then `control`.
 //! The vocabulary is in [`status`]. How we read Istio's wire is in the `.proto` files and beside the code that obeys it.
+
+#![cfg_attr(test, allow(clippy::disallowed_methods))]
 
 pub mod address;
 pub mod admin;

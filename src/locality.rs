@@ -5,14 +5,16 @@
 //! The firmware names the cloud, so a host elsewhere sends nothing and waits for nothing, and nobody on its network can
 //! pretend to be a cloud. (Istio's agent asks all clouds over the network and waits up to five seconds.)
 
-use crate::{files::Root, workload::Locality};
+use crate::{
+    files::{MAX_FILE, Root, read_text},
+    workload::Locality,
+};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, StatusCode, header::HOST};
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use std::{
-    fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
@@ -86,7 +88,10 @@ pub async fn discover(platform: Platform, root: &Root, server: Option<SocketAddr
 /// The cloud by the names in the firmware's tables, which every user may read. Old EC2 instances run on Xen and name
 /// Amazon only in the version.
 fn named_by_firmware(root: &Root) -> Platform {
-    let table = |name| fs::read_to_string(root.path(format!("/sys/class/dmi/id/{name}"))).unwrap_or_default();
+    let table = |name| {
+        let file = root.path(format!("/sys/class/dmi/id/{name}"));
+        read_text(&file, MAX_FILE).map(|text| text.to_string()).unwrap_or_default()
+    };
     match table("sys_vendor").trim() {
         "Amazon EC2" => Platform::Aws,
         "Google" => Platform::Gcp,
@@ -178,7 +183,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use hyper::{body::Incoming, server::conn::http1 as server, service::service_fn};
-    use std::convert::Infallible;
+    use std::{convert::Infallible, fs};
     use tokio::{net::TcpListener, time::Instant};
 
     /// A metadata server that answers by `answers`: method, path, a header that must be there, status, body.

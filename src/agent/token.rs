@@ -1,13 +1,12 @@
 //! Whether we may read a workload's token, and nobody else. Whoever is root mends both (`we-agent permit`).
 
 use crate::{
-    files::{FileWatch, Root},
+    files::{FileWatch, Root, is_denied},
     workload::token::TokenFile,
 };
 use nix::unistd::getegid;
 use std::{
     fs::{self, File},
-    io::ErrorKind,
     os::unix::fs::MetadataExt,
     path::Path,
 };
@@ -17,11 +16,6 @@ use std::{
 pub(super) fn ask_for_permission(root: &Root) {
     // Told where it matters: with whatever cannot be read.
     let _ = File::create(root.path("/run/we-agent/permit"));
-}
-
-/// Whether there is a file that the user that we run as may not read.
-pub(super) fn is_denied(file: &Path) -> bool {
-    File::open(file).is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
 }
 
 /// Looks at the token when it is there first, and again whenever it has changed.

@@ -5,7 +5,7 @@ use super::{
     mistake::{Mistake, Problem},
 };
 use crate::{
-    files::Root,
+    files::{MAX_FILE, Root, read_text},
     workload::{is_dns_label, token::TokenFile},
 };
 use std::{
@@ -170,7 +170,7 @@ fn names(dir: &Path) -> io::Result<Vec<(String, PathBuf)>> {
 fn group(dir: &BundleDir) -> Option<String> {
     let mut env = Env::default();
     for path in &dir.env {
-        let text = super::text(path, None).ok()?.unwrap_or_default();
+        let text = super::text(path, MAX_FILE, None).ok()?.unwrap_or_default();
         env = env::parse(path, &text, &env).ok()?;
     }
     env.get("ISTIO_META_AUTO_REGISTER_GROUP").filter(|name| is_dns_label(name)).map(str::to_owned)
@@ -185,7 +185,7 @@ const ISTIO_SERVICE: [&str; 2] = ["/sys/fs/cgroup/system.slice", "/sys/fs/cgroup
 /// Its service is told by its control group, for processes of others may be hidden (`ProtectProc=`).
 pub fn istio_agent(root: &Root) -> Option<u32> {
     let listed = ISTIO_SERVICE.iter().find_map(|slice| {
-        let list = fs::read_to_string(root.path(format!("{slice}/istio.service/cgroup.procs"))).ok()?;
+        let list = read_text(&root.path(format!("{slice}/istio.service/cgroup.procs")), MAX_FILE).ok()?;
         list.lines().next()?.parse().ok()
     });
     if listed.is_some() {
@@ -194,7 +194,10 @@ pub fn istio_agent(root: &Root) -> Option<u32> {
     let processes = fs::read_dir(root.path("/proc")).ok()?.flatten();
     let mut ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     ids.find(|id| {
-        let read = |file: &str| fs::read_to_string(root.path(format!("/proc/{id}/{file}"))).unwrap_or_default();
+        let read = |file: &str| {
+            let read = read_text(&root.path(format!("/proc/{id}/{file}")), MAX_FILE);
+            read.map(|text| text.to_string()).unwrap_or_default()
+        };
         let contained = read("status").lines().any(|l| l.starts_with("NSpid:") && l.split_whitespace().count() > 2);
         let service = || read("cgroup").lines().any(|l| l.split('/').any(|part| part == "istio.service"));
         !contained && (read("comm").trim_end() == "pilot-agent" || service())

@@ -2,6 +2,7 @@
 
 use super::env::EnvProblem;
 use crate::{
+    files::ReadError,
     spiffe::{BundleError, SpiffeIdError},
     workload::{AuthorityError, EntryError},
 };
@@ -31,6 +32,14 @@ impl std::fmt::Display for BundleErrors {
     }
 }
 
+/// What helps where bundles usually are.
+fn permit_hint(error: ReadError) -> &'static str {
+    match error {
+        ReadError::Denied => " (in /etc/we-agent, \"we-agent permit\", run as root, does)",
+        _ => "",
+    }
+}
+
 /// The kinds of mistakes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Problem {
@@ -38,20 +47,8 @@ pub enum Problem {
     #[error("the file is missing: {0}")]
     Missing(&'static str),
     /// A file cannot be read.
-    #[error(
-        "cannot be read ({0}): give the agent's user access to the file and its directories (in /etc/we-agent, \
-         \"we-agent permit\", run as root, does)"
-    )]
-    Unreadable(std::io::ErrorKind),
-    /// Not a regular file.
-    #[error("is no regular file: put the file of the bundle there")]
-    NotAFile,
-    /// Far too long for what it should be.
-    #[error("is longer than {0} bytes: this is no file of a bundle, create it again")]
-    TooLong(usize),
-    /// Not text.
-    #[error("byte {0} is not UTF-8: the file is damaged, copy it again")]
-    NotText(usize),
+    #[error("{0}{hint}", hint = permit_hint(*.0))]
+    File(#[from] ReadError),
     /// The directory's name cannot be the name of a workload.
     #[error(
         "the name of the directory (of a credential, what is before _cluster.env) is the workload's name and must be a DNS \

@@ -142,7 +142,14 @@ fn what_is_no_file_of_a_bundle_is_told() {
     fs::create_dir(host.0.path().join("root-cert.pem")).unwrap();
     let problems: Vec<_> = Bundle::read(&Root::default(), &BundleDir::directory(host.0.path())).unwrap_err().0;
     let problems: Vec<_> = problems.into_iter().map(|m| m.problem).collect();
-    assert_eq!(problems, [Problem::NotText(1), Problem::TooLong(MAX_FILE), Problem::NotAFile]);
+    assert_eq!(
+        problems,
+        [
+            Problem::File(ReadError::NotText(1)),
+            Problem::File(ReadError::TooLong(MAX_FILE)),
+            Problem::File(ReadError::NotAFile)
+        ]
+    );
 }
 
 #[test]

@@ -1,24 +1,19 @@
 //! What is wrong with a configuration, and where.
 
+use crate::files::ReadError;
 use marked_yaml::{LoadError, Marker};
 use std::{fmt, path::PathBuf};
 
 /// Why there is no configuration. The daemon ends with exit status 78 (`EX_CONFIG`), and is not restarted on it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// The file is not there, or not for us to read.
-    #[error("{}: {source}; check that the file exists and that this user may read it", .file.display())]
+    /// The file cannot be read.
+    #[error("{}: {source}", .file.display())]
     Unreadable {
         /// The file.
         file: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file is larger than 256 KiB.
-    #[error("{}: larger than 256 KiB; this is no configuration of we-agent", .file.display())]
-    TooLarge {
-        /// The file.
-        file: PathBuf,
+        /// Why.
+        source: ReadError,
     },
     /// Everything that is wrong in it, one line each: `FILE:LINE:COL: message; fix`.
     #[error("{}", lines(.file, .mistakes))]

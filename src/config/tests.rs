@@ -16,7 +16,10 @@ fn an_absent_file_is_the_default_unless_it_was_named() {
     std::fs::write(&named, "startup: {readyTimeout: 5s}").unwrap();
     assert_eq!(Config::load(&root, Some(&named)).unwrap().ready_timeout, Duration::from_secs(5));
     std::fs::write(&named, "#".repeat(300_000)).unwrap();
-    assert!(matches!(Config::load(&root, Some(&named)), Err(ConfigError::TooLarge { .. })));
+    assert!(matches!(
+        Config::load(&root, Some(&named)),
+        Err(ConfigError::Unreadable { source: ReadError::TooLong(_), .. })
+    ));
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! The credential ladder: what may be presented at a dial, best first, each read anew.
 
 use crate::{
+    files::{MAX_FILE, MAX_ROOTS, ReadError, aside, read_text},
     spiffe::{X509Bundle, X509Context},
     status::Identity,
     workload::token::{self, TokenFile},
 };
-use std::{fs, io, path::Path, sync::Arc, time::SystemTime};
+use std::{path::Path, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
@@ -59,27 +60,32 @@ impl Credential {
     }
 
     /// The token as an `authorization` value, if there is one.
-    pub(crate) fn bearer(&self) -> Option<Zeroizing<String>> {
-        let token = Zeroizing::new(fs::read_to_string(self.token.current()).ok()?);
+    pub(crate) async fn bearer(&self) -> Option<Zeroizing<String>> {
+        let token = self.read_token().await.ok()?;
         let token = token.trim();
         (!token.is_empty()).then(|| Zeroizing::new(format!("Bearer {token}")))
     }
 
+    async fn read_token(&self) -> Result<Zeroizing<String>, ReadError> {
+        let file = self.token.current().to_owned();
+        aside(&file.clone(), move || read_text(&file, MAX_FILE)).await?
+    }
+
     /// Why the token is of no use at `now`, if that is plain from the file alone, and the fix.
-    pub(crate) fn token_is_dead(&self, now: SystemTime) -> Option<String> {
+    pub(crate) async fn token_is_dead(&self, now: SystemTime) -> Option<String> {
         let file = self.token.current().display();
-        let why = match fs::read_to_string(self.token.current()).map(Zeroizing::new) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound && self.token.remove => {
+        let why = match self.read_token().await {
+            Err(ReadError::Missing) if self.token.remove => {
                 format!("there is no token {file} (identity.removeToken: it is removed when it has served)")
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => format!("there is no token {file}"),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(ReadError::Missing) => format!("there is no token {file}"),
+            Err(ReadError::Denied) => {
                 return Some(format!(
                     "no certificate is valid, and the user that we-agent runs as may not read the token {file}; {}",
                     self.token.remedy()
                 ));
             }
-            Err(error) => format!("the token {file} cannot be read ({})", error.kind()),
+            Err(error) => format!("the token {file} {error}"),
             Ok(text) => match token::facts(&text) {
                 Err(error) => format!("{file}: {error}"),
                 Ok(facts) => {
@@ -111,8 +117,10 @@ impl Credential {
     ///
     /// # Errors
     /// When the file is missing or holds no root.
-    pub(crate) fn trusted(&self, file: &Path) -> Result<X509Bundle, Error> {
-        let file = read_roots(file)?;
+    pub(crate) async fn trusted(&self, file: &Path) -> Result<X509Bundle, Error> {
+        let path = file.to_owned();
+        let read = aside(file, move || read_roots(&path)).await;
+        let file = read.unwrap_or_else(|error| Err(unusable(file, error.to_string())))?;
         let identity = self.identity.borrow();
         Ok(match &identity.current {
             Some(context) if identity.anchors.as_ref() == Some(&file) => file.union(&context.bundle),
@@ -126,7 +134,10 @@ impl Credential {
 /// # Errors
 /// When the file is missing or holds no root.
 pub fn read_roots(file: &Path) -> Result<X509Bundle, Error> {
-    let error = |cause: String| Error::Roots { file: file.display().to_string(), cause };
-    let pem = fs::read(file).map_err(|e| error(e.to_string()))?;
-    X509Bundle::from_pem(&String::from_utf8_lossy(&pem)).map_err(|e| error(e.to_string()))
+    let pem = read_text(file, MAX_ROOTS).map_err(|e| unusable(file, e.to_string()))?;
+    X509Bundle::from_pem(&pem).map_err(|e| unusable(file, e.to_string()))
+}
+
+fn unusable(file: &Path, cause: String) -> Error {
+    Error::Roots { file: file.display().to_string(), cause }
 }

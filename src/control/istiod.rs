@@ -86,7 +86,7 @@ impl Istiod {
         if let Some(link) = links.iter().filter_map(Weak::upgrade).find(usable).filter(|_| !fresh) {
             return Ok(link);
         }
-        let roots = self.credential.trusted(&endpoint.roots)?;
+        let roots = self.credential.trusted(&endpoint.roots).await?;
         let link = Link::dial(endpoint, rung.clone(), &roots, &self.resolver).await?;
         tracing::debug!(peer = %link.peer, credential = %rung.describe(), "connected");
         links.push(Arc::downgrade(&link));
@@ -112,7 +112,7 @@ impl Istiod {
                 Ok(value) => return Ok(Reached { value, refused }),
                 Err(error) if error.is_about_credential() => {
                     tracing::debug!(cause = %error, credential = %rung.describe(), "credential not accepted");
-                    refused = Some(self.weigh(refused, error, &rung));
+                    refused = Some(self.weigh(refused, error, &rung).await);
                 }
                 Err(error) => return Err(error),
             }
@@ -122,9 +122,9 @@ impl Istiod {
     }
 
     /// Which of two refusals is told: the first, as it is about the better credential, unless everything is dead.
-    fn weigh(&self, first: Option<Error>, error: Error, rung: &Rung) -> Error {
+    async fn weigh(&self, first: Option<Error>, error: Error, rung: &Rung) -> Error {
         match (first, rung) {
-            (None, Rung::Token) => match self.credential.token_is_dead(self.clock.now()) {
+            (None, Rung::Token) => match self.credential.token_is_dead(self.clock.now()).await {
                 Some(why) => Error::Dead(why),
                 None => error,
             },
@@ -133,14 +133,16 @@ impl Istiod {
     }
 
     /// A request with the headers istiod looks at: the cluster, and on the token's rung the token, read anew.
-    fn request<M>(&self, message: M, link: &Link) -> Result<Request<M>, Error> {
+    async fn request<M>(&self, message: M, link: &Link) -> Result<Request<M>, Error> {
         let mut request = Request::new(message);
         let headers = request.metadata_mut();
         let cluster = &self.workload.cluster_id;
         let value = MetadataValue::try_from(cluster)
             .map_err(|_| Error::Invalid(format!("cluster id {cluster:?} cannot be sent as a header")))?;
         headers.insert("clusterid", value);
-        if let (Rung::Token, Some(bearer)) = (&link.rung, self.credential.bearer()) {
+        if let Rung::Token = link.rung
+            && let Some(bearer) = self.credential.bearer().await
+        {
             let mut value = MetadataValue::try_from(bearer.as_str()).map_err(|_| self.unreadable_token())?;
             value.set_sensitive(true);
             headers.insert("authorization", value);

@@ -3,17 +3,15 @@
 
 use super::Wanted;
 use crate::{
-    files::{Dir, DirError, Removal, Stamp},
+    files::{Dir, DirError, MAX_FILE, Removal, Stamp, read_text},
     status::Token,
     workload::token::{self, TokenFile},
 };
 use std::{
-    fs,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 use tokio::time::sleep;
-use zeroize::Zeroizing;
 
 /// From one attempt to remove what could not be removed to the next, besides those at a change of the file.
 const AGAIN: Duration = Duration::from_secs(30);
@@ -108,8 +106,7 @@ fn remove(wanted: &Wanted, stamp: Stamp) -> Result<Removal, Stays> {
 }
 
 fn has_expired(file: &Path, now: SystemTime) -> bool {
-    let text = fs::read_to_string(file).map(Zeroizing::new);
-    let facts = text.ok().and_then(|text| token::facts(&text).ok());
+    let facts = read_text(file, MAX_FILE).ok().and_then(|text| token::facts(&text).ok());
     facts.and_then(|facts| facts.expires).is_some_and(|expires| expires <= now)
 }
 
@@ -119,7 +116,10 @@ mod tests {
     use super::*;
     use crate::{files::Root, spiffe::KeyKind};
     use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-    use std::os::unix::fs::{PermissionsExt, symlink};
+    use std::{
+        fs,
+        os::unix::fs::{PermissionsExt, symlink},
+    };
 
     /// A host with a token that expires at the second 1000.
     struct Host(tempfile::TempDir, Wanted);

@@ -1,5 +1,5 @@
 //! Integration tests: one binary, real sockets, real TLS.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::disallowed_methods)]
 
 mod activation;
 mod address;
@@ -16,6 +16,7 @@ mod demo;
 mod exec;
 mod faults;
 mod files;
+mod foreign;
 mod generated;
 mod golden_bundle;
 mod golden_first_request;

@@ -57,8 +57,8 @@ pub(super) struct Stream {
 
 impl Stream {
     /// A stream on `link`. Nothing is sent before the first subscription; the call is made by [`Stream::next`].
-    pub(super) fn new(istiod: &Istiod, link: Arc<Link>, node: Node, max_bytes: usize) -> Result<Self, Error> {
-        let wire = Wire::open(istiod, &link, max_bytes)?;
+    pub(super) async fn new(istiod: &Istiod, link: Arc<Link>, node: Node, max_bytes: usize) -> Result<Self, Error> {
+        let wire = Wire::open(istiod, &link, max_bytes).await?;
         Ok(Self { link, wire, node: Some(node), endpoints: None, clusters: None })
     }
 

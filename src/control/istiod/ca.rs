@@ -61,7 +61,7 @@ async fn create(istiod: &Istiod, link: Arc<Link>, csr: &Csr, ttl: Duration) -> R
         validity_duration: i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX),
         metadata: Some(Struct { fields: [("CertSigner".to_owned(), signer)].into() }),
     };
-    let request = istiod.request(message, &link)?;
+    let request = istiod.request(message, &link).await?;
     let mut client = IstioCertificateServiceClient::with_origin(link.channel(), origin(&link.endpoint.authority))
         .max_decoding_message_size(MAX_ANSWER);
     match timeout(DEADLINE, client.create_certificate(request)).await {

@@ -197,7 +197,7 @@ pub(super) async fn at(moment: Option<Instant>) {
 
 async fn ask(istiod: &Istiod, link: Arc<Link>, addresses: &Addresses, max_bytes: usize) -> Result<Known, Error> {
     let node = istiod.node(addresses, false);
-    let mut stream = Stream::new(istiod, link, node, max_bytes)?;
+    let mut stream = Stream::new(istiod, link, node, max_bytes).await?;
     stream.watch_clusters();
     let known = loop {
         match stream.next(istiod).await? {

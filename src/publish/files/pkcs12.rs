@@ -5,21 +5,15 @@
 //! that one file is key store and trust store.
 
 use super::FilesError;
-use crate::spiffe::X509Context;
+use crate::{files::read, spiffe::X509Context};
 use p12_keystore::{Certificate, KeyStore, KeyStoreEntry, Pkcs12Archive, PrivateKey, PrivateKeyChain};
-use std::{
-    collections::BTreeSet,
-    fs::OpenOptions,
-    io::Read as _,
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::Path,
-};
+use std::{collections::BTreeSet, path::Path};
 use zeroize::Zeroizing;
 
 /// Of the key and its chain.
 const ALIAS: &str = "identity";
 /// More than this is no password, in bytes.
-const MAX_PASSWORD: u64 = 1024;
+const MAX_PASSWORD: usize = 1024;
 
 /// What opens the file. Printable ASCII: programs differ in how they encode anything else.
 pub(super) struct Password(Zeroizing<String>);
@@ -31,25 +25,15 @@ impl Password {
     /// When it cannot be read, when everybody may read it, or when it is no password that all programs take.
     pub(super) fn read(path: &Path) -> Result<Self, FilesError> {
         let wrong = |why: String| FilesError::Password { path: path.to_owned(), why };
-        let text = || {
-            // A pipe of that name must not block us.
-            let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
-            let stat = file.metadata()?;
-            if !stat.is_file() {
-                return Err(std::io::Error::other("no file"));
-            }
-            let mode = stat.mode();
-            let mut text = Zeroizing::new(String::with_capacity(2 * MAX_PASSWORD as usize));
-            file.take(MAX_PASSWORD + 1).read_to_string(&mut text)?;
-            Ok::<_, std::io::Error>((mode, text))
-        };
-        let (mode, text) = text().map_err(|e| wrong(format!("{e}; put the password there for our user to read")))?;
+        let unread = |error| wrong(format!("{error}; put the password there for our user to read"));
+        let file = read(path, MAX_PASSWORD).map_err(unread)?;
+        let (mode, text) = (file.mode, file.text().map_err(unread)?);
         if mode & 0o007 != 0 {
             return Err(wrong(format!("everybody may read it (mode {:04o}); chmod o-rwx", mode & 0o777)));
         }
         let line = text.strip_suffix('\n').unwrap_or(&text);
         let line = line.strip_suffix('\r').unwrap_or(line);
-        if line.is_empty() || text.len() as u64 > MAX_PASSWORD || !line.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        if line.is_empty() || text.len() > MAX_PASSWORD || !line.bytes().all(|b| (b' '..=b'~').contains(&b)) {
             return Err(wrong("it must hold one line of 1 to 1024 printable ASCII characters".to_owned()));
         }
         Ok(Self(Zeroizing::new(line.to_owned())))

@@ -47,19 +47,19 @@ pub(super) enum Wire {
 
 impl Wire {
     /// A call that is made when it is read first.
-    pub(super) fn open(istiod: &Istiod, link: &Link, max_bytes: usize) -> Result<Self, Error> {
+    pub(super) async fn open(istiod: &Istiod, link: &Link, max_bytes: usize) -> Result<Self, Error> {
         let authority = &link.endpoint.authority;
         let mut client = Client::with_origin(link.channel(), origin(authority)).max_decoding_message_size(max_bytes);
         Ok(match istiod.xds {
             Xds::Delta => {
                 let (requests, sent) = mpsc::unbounded_channel();
-                let request = istiod.request(UnboundedReceiverStream::new(sent), link)?;
+                let request = istiod.request(UnboundedReceiverStream::new(sent), link).await?;
                 let call = async move { Ok(client.delta_aggregated_resources(request).await?.into_inner()) };
                 Self::Delta(requests, Incoming::Opening(Box::pin(call)))
             }
             Xds::Sotw => {
                 let (requests, sent) = mpsc::unbounded_channel();
-                let request = istiod.request(UnboundedReceiverStream::new(sent), link)?;
+                let request = istiod.request(UnboundedReceiverStream::new(sent), link).await?;
                 let call = async move { Ok(client.stream_aggregated_resources(request).await?.into_inner()) };
                 Self::Sotw(requests, Incoming::Opening(Box::pin(call)))
             }

@@ -65,7 +65,7 @@ pub(super) async fn open(
     let (ours, watched, verdict) = (&addresses, &names, &health);
     let attempt = |link: Arc<Link>| async move {
         let node = istiod.node(ours, true);
-        let mut stream = Stream::new(istiod, link.clone(), node, MAX_ANSWER)?;
+        let mut stream = Stream::new(istiod, link.clone(), node, MAX_ANSWER).await?;
         stream.watch_endpoints(watched.clone());
         let mut health = verdict.clone();
         stream.report(&health.borrow_and_update());
