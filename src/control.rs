@@ -9,12 +9,14 @@ mod credential;
 mod error;
 mod istiod;
 mod link;
+mod retry;
 mod tap;
 mod tls;
 
 pub use credential::{Credential, read_roots};
-pub use error::{Disposition, Error};
+pub use error::{Cost, Disposition, Error};
 pub use istiod::{Istiod, MembershipSettings};
+pub use retry::Retry;
 
 use crate::{
     spiffe::{Csr, X509Context},

@@ -9,11 +9,11 @@ use spent::Spent;
 pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
 
 use crate::{
-    control::{ControlPlane, Disposition, Signed},
+    control::{ControlPlane, Cost, Retry, Signed},
     files::{DirError, FileWatch, Root, Stamp},
     spiffe::{Csr, KeyError, KeyKind, PrivateKey, SpiffeId, SvidError, X509Bundle, X509Context},
     status::{Identity, Token, Trouble},
-    time::{Backoff, Clock},
+    time::Clock,
     workload::token::TokenFile,
 };
 use std::{
@@ -88,8 +88,12 @@ impl RenewalError {
         }
     }
 
-    fn is_parked(&self) -> bool {
-        matches!(self, Self::Control(error) if error.disposition() == Disposition::Park || error.kind() == "admission")
+    /// What it has cost the control plane. An answer that is not used has cost a signature.
+    fn cost(&self) -> Cost {
+        match self {
+            Self::Control(error) => error.cost(),
+            Self::Answer(_) | Self::Key(_) | Self::Interrupted(_) => Cost::Handshake,
+        }
     }
 }
 
@@ -129,7 +133,7 @@ pub async fn run<C: ControlPlane>(
     clock: Clock,
     shutdown: CancellationToken,
 ) {
-    let mut backoff = Backoff::new(FLOOR, CAP);
+    let mut retry = Retry::new(FLOOR, CAP);
     let mut not_before: Option<Instant> = None;
     // What is there at the start comes from the store.
     let mut spent = Spent::new(fact.borrow().current.is_some());
@@ -157,7 +161,7 @@ pub async fn run<C: ControlPlane>(
         };
         let wait = match renewed {
             Ok(renewed) => {
-                backoff.reset();
+                retry.reset();
                 not_before = Some(Instant::now() + wanted.min_interval);
                 spent = keep(&wanted, &fact, renewed, (spent, token), anchors(), clock).await;
                 continue;
@@ -165,14 +169,14 @@ pub async fn run<C: ControlPlane>(
             Err(error) => {
                 let now = clock.now();
                 tell(&fact, &error, now);
-                let usual = if error.is_parked() { backoff.slowest() } else { backoff.next_wait() };
+                let usual = retry.after(error.cost());
                 let left = fact.borrow().valid(now).and_then(|c| c.svid.not_after().duration_since(now).ok());
                 schedule::retry_in(usual, left)
             }
         };
         tokio::select! {
             () = sleep(wait) => {}
-            () = local.changed() => backoff.reset(),
+            () = local.changed() => retry.reset(),
             () = shutdown.cancelled() => return,
         }
     }

@@ -1,36 +1,40 @@
 //! The loop that owns the registration: it holds a session, and resumes it when it was lost.
 
 use crate::{
-    control::{ControlPlane, Disposition, Error, Post},
+    control::{ControlPlane, Disposition, Error, Post, Retry},
     files::FileWatch,
     status::{self, Membership, Registration, Trouble},
-    time::{Backoff, Clock, between},
+    time::Clock,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
 
 /// Waits between attempts that are refused, as Envoy's are.
 const FLOOR: Duration = Duration::from_millis(500);
 const CAP: Duration = Duration::from_secs(30);
-/// Wait before the first attempt after a session that was registered: its entry has ten seconds to be taken up again,
-/// and a fleet shall not come back in one instant.
-const PROMPT: Duration = Duration::from_millis(200);
 
 /// Holds the workload's session until `post.stop`. A change of the `local` files (token, roots) ends a wait at once.
 pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: FileWatch, clock: Clock) {
-    let mut backoff = Backoff::new(FLOOR, CAP);
+    let mut retry = Retry::new(FLOOR, CAP);
     let mut held = false;
     loop {
         tokio::select! {
             Ok(_) = post.addresses.wait_for(|addresses| addresses.primary.is_some()) => {}
             () = post.stop.cancelled() => break,
         }
+        let begun = Instant::now();
         let error = match control.session(&mut post).await {
             Ok(()) => break,
             Err(error) => error,
         };
         let was_registered = matches!(&*post.registration.borrow(), Registration::Registered { .. });
-        let wait = wait(&error, was_registered, &mut backoff);
+        let wait = match was_registered {
+            true => retry.after_life(begun.elapsed(), error.cost()),
+            false => retry.after(error.cost()),
+        };
         held |= was_registered;
         tell(&post, &error, held, clock);
         forget(&post.membership);
@@ -49,19 +53,6 @@ pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: Fi
 /// Without a session nobody tells us what the mesh knows.
 fn forget(membership: &watch::Sender<Membership>) {
     status::tell(membership, Membership::Unknown { cause: "no session with the control plane" });
-}
-
-/// How long to wait after `error`. A session that lived is resumed promptly, at first.
-fn wait(error: &Error, was_registered: bool, backoff: &mut Backoff) -> Duration {
-    if was_registered {
-        backoff.reset();
-        return between(PROMPT / 4, PROMPT);
-    }
-    match error.disposition() {
-        Disposition::Retry if error.kind() == "admission" => backoff.slowest(),
-        Disposition::Retry | Disposition::Reauthenticate => backoff.next_wait(),
-        Disposition::Park => backoff.slowest(),
-    }
 }
 
 /// Writes the fact: lost is only what was `held` once. The time is that of the first failure of its kind in a row.

@@ -13,6 +13,21 @@ pub enum Disposition {
     Park,
 }
 
+/// What a failure has cost the control plane, which decides how soon it is bothered again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cost {
+    /// Nothing: it is not there, or not known where.
+    Nothing,
+    /// A stream on a connection that stays: it has no time for it at present.
+    Stream,
+    /// A handshake, or more.
+    Handshake,
+    /// More than it has: it asks for patience.
+    PushBack,
+    /// An answer that will not change by itself.
+    Final,
+}
+
 /// An error of the control plane.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -115,6 +130,20 @@ impl Error {
             Self::Timeout { .. } | Self::Ended { .. } => Disposition::Retry,
         }
     }
+
+    /// What it has cost the control plane.
+    pub fn cost(&self) -> Cost {
+        match self {
+            Self::Resolve { .. } | Self::Connect { .. } => Cost::Nothing,
+            Self::Refused { kind: "admission", call, .. } if *call == Self::REGISTRATION => Cost::Stream,
+            Self::Refused { kind: "admission", .. } => Cost::PushBack,
+            error if error.disposition() == Disposition::Park => Cost::Final,
+            _ => Cost::Handshake,
+        }
+    }
+
+    /// The call that registers.
+    pub(crate) const REGISTRATION: &str = "registration";
 
     /// This error of a session that istiod had answered: a connection that breaks then says nothing about the credential.
     pub(crate) fn after_an_answer(self) -> Self {

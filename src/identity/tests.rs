@@ -4,7 +4,7 @@
 use super::*;
 use crate::{
     authority::{Authority, Leaf},
-    control::{Error, Post},
+    control::{Disposition, Error, Post},
 };
 use std::{
     future::pending,

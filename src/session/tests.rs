@@ -106,14 +106,26 @@ fn is_registered(fact: &Registration) -> bool {
     matches!(fact, Registration::Registered { .. })
 }
 
+/// A control plane that answers and closes.
 #[tokio::test(start_paused = true)]
-async fn a_session_that_lived_is_resumed_promptly() {
-    let mut story = Story::begin((0..20).map(|_| (true, ended())));
-    story.until(is_registered).await;
-    tokio::time::sleep(Duration::from_secs(30)).await;
+async fn a_session_that_lived_is_resumed_promptly_but_once() {
+    let mut story = Story::begin((0..40).map(|_| (true, ended())));
+    tokio::time::sleep(Duration::from_secs(3600)).await;
     let waits = story.waits();
-    assert_eq!(waits.len(), 20);
-    assert!(waits.iter().all(|wait| *wait <= PROMPT + Duration::from_millis(2)), "{waits:?}");
+    assert!(waits[0] <= Duration::from_millis(202), "{waits:?}");
+    assert!(waits[1..].iter().all(|wait| *wait >= FLOOR), "{waits:?}");
+    assert!(waits.iter().take(20).sum::<Duration>() > Duration::from_secs(60), "no jitter goes as low: {waits:?}");
+    story.end().await;
+}
+
+/// Looking for somebody who is not there costs him nothing.
+#[tokio::test(start_paused = true)]
+async fn who_is_away_is_found_within_two_seconds() {
+    let away = || Error::Connect { address: "istiod:15012".to_owned(), cause: "refused".to_owned() };
+    let mut story = Story::begin((0..100).map(|_| (false, away())));
+    story.until(is_registered).await;
+    let waits = story.waits();
+    assert!(waits.iter().all(|wait| (1000..=2002).contains(&wait.as_millis())), "{waits:?}");
     story.end().await;
 }
 

@@ -16,7 +16,7 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tonic::Code;
 use wire::{Ask, Received, Wire};
 
-pub(super) const CALL: &str = "registration";
+pub(super) const CALL: &str = Error::REGISTRATION;
 const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
 const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 /// Not a resource: a request of this type reports health (Istio's own extension of the protocol).

@@ -2,7 +2,7 @@
 
 use super::{Istiod, origin};
 use crate::{
-    control::{Error, Signed, credential::Rung, link::Link},
+    control::{Disposition, Error, Signed, credential::Rung, link::Link},
     proto::istio::v1::auth::{
         IstioCertificateRequest, istio_certificate_service_client::IstioCertificateServiceClient,
     },
@@ -42,15 +42,10 @@ pub(super) async fn sign(istiod: &Istiod, csr: &Csr, ttl: Duration) -> Result<Si
     }
 }
 
-/// ResourceExhausted, Aborted, Internal, Unavailable, or nobody there: what Istio's agent retries in effect.
+/// Aborted, Internal, Unavailable: what Istio's agent retries in effect. Who asks for patience has it, and who is not
+/// there is looked for at leisure.
 fn is_passing(error: &Error) -> bool {
-    match error {
-        Error::Refused { code, disposition, .. } => {
-            *disposition == crate::control::Disposition::Retry && [8, 10, 13, 14].contains(code)
-        }
-        Error::Connect { .. } => true,
-        _ => false,
-    }
+    matches!(error, Error::Refused { code: 10 | 13 | 14, disposition: Disposition::Retry, .. })
 }
 
 async fn create(istiod: &Istiod, link: Arc<Link>, csr: &Csr, ttl: Duration) -> Result<Signed, Error> {
