@@ -109,7 +109,7 @@ fn is_registered(fact: &Registration) -> bool {
 /// A control plane that answers and closes.
 #[tokio::test(start_paused = true)]
 async fn a_session_that_lived_is_resumed_promptly_but_once() {
-    let mut story = Story::begin((0..40).map(|_| (true, ended())));
+    let story = Story::begin((0..40).map(|_| (true, ended())));
     tokio::time::sleep(Duration::from_secs(3600)).await;
     let waits = story.waits();
     assert!(waits[0] <= Duration::from_millis(202), "{waits:?}");
