@@ -6,7 +6,7 @@ mod supervisor;
 
 pub use supervisor::supervise;
 
-use crate::{files::Root, status::Status};
+use crate::{files::Root, status::Status, telemetry};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
@@ -194,7 +194,9 @@ fn respond(method: &Method, path: &str, status: &Status, face: Face, now: System
             let code = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             answer(code, "text/plain; charset=utf-8", format!("{}\n", report.summary()))
         }
-        ("/metrics", _) => answer(StatusCode::OK, metrics::CONTENT_TYPE, metrics::render(&status.report(now))),
+        ("/metrics", _) => {
+            answer(StatusCode::OK, metrics::CONTENT_TYPE, metrics::render(&status.report(now), telemetry::dropped()))
+        }
         _ => answer(StatusCode::NOT_FOUND, "text/plain", "here are /healthz/ready and /metrics\n".to_owned()),
     }
 }

@@ -153,7 +153,9 @@ pub fn main() -> ExitCode {
         }
     };
     // A panic has been told by the hook already.
-    match std::panic::catch_unwind(|| dispatch(cli)) {
+    let done = std::panic::catch_unwind(|| dispatch(cli));
+    telemetry::flush();
+    match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             let _ = writeln!(std::io::stderr(), "we-agent: {error:#}");
@@ -211,12 +213,13 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
         }
         loaded => loaded?,
     };
-    telemetry::init(args.log_format, args.log_level.or(config.log_level.clone()).unwrap_or_default());
+    let level = args.log_level.or(config.log_level.clone()).unwrap_or_default();
+    telemetry::init(args.log_format, level).context("the thread that writes the log cannot be started")?;
     // The sockets of workloads and inbound listeners may each have thousands of connections.
     if let Err(error) = host::raise_descriptor_limit() {
         tracing::warn!(cause = %error, "the limit on open descriptors stays; many connections may not find room");
     }
-    let stop = host::shutdown()?;
+    let stop = host::shutdown(telemetry::flush)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
     let commands = args.exec_socket.map_or(Commands::Direct, Commands::Runner);
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);

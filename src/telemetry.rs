@@ -3,13 +3,24 @@
 //! One record, three renderings. The workload leads the message in all of them, because `journalctl -u we-agent` shows
 //! nothing but the message; `cause` ends it. An event takes `workload`, `spiffe_id`, `serial` and the like from its own
 //! fields or from the spans around it.
+//!
+//! A thread of its own writes, so that a reader that has stopped stops nobody else.
 
 mod journal;
+mod queue;
 mod record;
 
+pub use queue::dropped;
+
 use journal::Journal;
+use queue::{Next, Queue};
 use record::{Fields, Record};
-use std::{io::Write, str::FromStr};
+use std::{
+    io::{self, Write},
+    str::FromStr,
+    thread,
+    time::Duration,
+};
 use tracing::{
     Event, Level, Subscriber,
     span::{Attributes, Id},
@@ -70,8 +81,19 @@ fn ours(targets: Targets, level: LevelFilter) -> Targets {
     targets.with_target("we_agent", level).with_default(level.min(LevelFilter::WARN))
 }
 
+/// How long the end, or a panic, waits for its last lines to be written.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// Of the thread that writes: it renders one record at a time.
+const STACK: usize = 128 * 1024;
+
+/// What is to be written.
+static QUEUE: Queue = Queue::new();
+
 /// Starts writing records that pass `filter`; a panic is a record, too. To be called once.
-pub fn init(format: LogFormat, filter: LogFilter) {
+///
+/// # Errors
+/// When the thread that writes cannot be started.
+pub fn init(format: LogFormat, filter: LogFilter) -> io::Result<()> {
     let sink = match format {
         LogFormat::Text => Sink::Text,
         LogFormat::Json => Sink::Json,
@@ -79,15 +101,35 @@ pub fn init(format: LogFormat, filter: LogFilter) {
         LogFormat::Auto if journal::is_stderr() => Journal::system().map_or(Sink::Text, Sink::Journal),
         LogFormat::Auto => Sink::Text,
     };
+    thread::Builder::new().name("log".to_owned()).stack_size(STACK).spawn(move || write(&QUEUE, &sink))?;
     // It fails when there is a subscriber already, which then is what the caller wants.
-    let _ = tracing_subscriber::registry().with(Output(sink).with_filter(filter.0)).try_init();
+    let _ = tracing_subscriber::registry().with(Output(&QUEUE).with_filter(filter.0)).try_init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let payload = panic.payload();
         let words = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
         let cause = words.unwrap_or("a panic without words");
         tracing::error!(place, cause, "this is a bug in we-agent");
+        flush();
     }));
+    Ok(())
+}
+
+/// Before the end: waits until everything is written, as far as somebody takes it.
+pub fn flush() {
+    QUEUE.flush(LAST_LINES);
+}
+
+/// The writer's life.
+fn write(queue: &Queue, sink: &Sink) {
+    loop {
+        match queue.next() {
+            Next::Record(record) => sink.write(&record),
+            Next::Gap(missing) => sink.write(&Record::note(format!(
+                "{missing} lines of the log are missing here, for whoever reads it did not keep up"
+            ))),
+        }
+    }
 }
 
 enum Sink {
@@ -97,7 +139,7 @@ enum Sink {
 }
 
 /// The one layer: collects fields of spans, writes events.
-struct Output(Sink);
+struct Output(&'static Queue);
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Output {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
@@ -125,7 +167,7 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Output {
         }
         let mut own = Fields::default();
         event.record(&mut own);
-        self.0.write(&Record::new(event.metadata(), std::time::SystemTime::now(), own, inherited));
+        self.0.put(Record::new(event.metadata(), std::time::SystemTime::now(), own, inherited));
     }
 }
 

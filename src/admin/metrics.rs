@@ -7,7 +7,7 @@ use crate::status::{
 };
 use prometheus_client::{
     encoding::text::encode,
-    metrics::{family::Family, gauge::Gauge},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 use std::{
@@ -22,12 +22,15 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 
-/// The metrics of every workload.
-pub(super) fn render(report: &Report) -> String {
+/// The metrics of every workload, and how many lines of the log were dropped.
+pub(super) fn render(report: &Report, dropped: u64) -> String {
     let mut registry = Registry::default();
     let ready = Gauge::<f64, AtomicU64>::default();
     ready.set(flag(report.ready));
     registry.register("we_agent_ready", "Whether there is a workload and all are ready", ready);
+    let lines = Counter::<u64>::default();
+    lines.inc_by(dropped);
+    registry.register("we_agent_log_dropped", "Lines of the log that were dropped because nobody took them", lines);
     let mut gauges = |name: &'static str, help: &'static str| {
         let gauges = Gauges::default();
         registry.register(name, help, gauges.clone());
@@ -178,10 +181,11 @@ mod tests {
             not_after: Some(at(70)),
             ..Default::default()
         };
-        let text = render(&report(identity));
+        let text = render(&report(identity), 7);
         for line in [
             "# TYPE we_agent_ready gauge",
             "we_agent_ready 1.0",
+            "we_agent_log_dropped_total 7",
             "we_agent_certificate_remaining_seconds{workload=\"payments\"} -30.0",
             "we_agent_certificate_age_seconds{workload=\"payments\"} 90.0",
             "istio_agent_cert_expiry_seconds{resource_name=\"default\",workload=\"payments\"} -30.0",
@@ -198,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_said() {
-        let text = render(&report(IdentityReport::default()));
+        let text = render(&report(IdentityReport::default()), 0);
         assert!(!text.lines().any(|l| l.starts_with("we_agent_certificate_remaining_seconds{")), "{text}");
         assert!(!text.lines().any(|l| l.starts_with("istio_agent_cert_expiry_seconds{")), "{text}");
     }

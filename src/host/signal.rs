@@ -5,11 +5,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// A token that SIGTERM and SIGINT cancel. A second one ends the process at once, with 128 and its number as the
-/// status, as a shell would tell it. To be called within the runtime.
+/// status, as a shell would tell it, after `flush`. To be called within the runtime.
 ///
 /// # Errors
 /// When the system does not let us handle signals.
-pub fn shutdown() -> io::Result<CancellationToken> {
+pub fn shutdown(flush: fn()) -> io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let token = CancellationToken::new();
@@ -26,6 +26,7 @@ pub fn shutdown() -> io::Result<CancellationToken> {
         stop.cancel();
         let second = next().await;
         tracing::warn!(signal = second.as_raw_value(), "a second signal: ending at once");
+        flush();
         std::process::exit(128 + second.as_raw_value());
     });
     Ok(token)

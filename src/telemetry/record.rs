@@ -66,6 +66,7 @@ impl Visit for Fields {
 }
 
 /// What is written.
+#[derive(Debug)]
 pub(super) struct Record {
     pub(super) time: SystemTime,
     pub(super) level: Level,
@@ -88,6 +89,21 @@ impl Record {
         let place = metadata.file().zip(metadata.line());
         let (level, target) = (*metadata.level(), metadata.target());
         Self { time, level, target, place, message, workload, cause, own, inherited }
+    }
+
+    /// A warning of the log itself.
+    pub(super) fn note(message: String) -> Self {
+        Self {
+            time: SystemTime::now(),
+            level: Level::WARN,
+            target: module_path!(),
+            place: None,
+            message,
+            workload: None,
+            cause: None,
+            own: Fields::default(),
+            inherited: Fields::default(),
+        }
     }
 
     /// `payments: registration lost: the stream was closed`.

@@ -10,7 +10,10 @@ fn entries(filter: &str, say: impl FnOnce()) -> Vec<String> {
     let journal = UnixDatagram::bind(&path).unwrap();
     journal.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let filter: LogFilter = filter.parse().unwrap();
-    let output = Output(Sink::Journal(Journal::at(&path).unwrap())).with_filter(filter.0);
+    let sink = Sink::Journal(Journal::at(&path).unwrap());
+    let queue: &Queue = Box::leak(Box::new(Queue::new()));
+    let output = Output(queue).with_filter(filter.0);
+    thread::spawn(move || write(queue, &sink));
     tracing::subscriber::with_default(tracing_subscriber::registry().with(output), || {
         say();
         tracing::error!(target: "we_agent", "end");

@@ -38,8 +38,13 @@ impl<'a> Daemon<'a> {
         let output = File::options().create(true).append(true).open(&log).unwrap();
         let mut command = we_agent(host);
         command.arg("run").args(arguments).envs(environment.iter().copied());
-        let child = command.stdout(output.try_clone().unwrap()).stderr(output).spawn().unwrap();
-        Self { host, child, log }
+        command.stdout(output.try_clone().unwrap()).stderr(output);
+        Self::spawn(host, command)
+    }
+
+    /// Starts it as `command` says, which is also where it writes to.
+    pub(crate) fn spawn(host: &'a Host, mut command: Command) -> Self {
+        Self { host, child: command.spawn().unwrap(), log: host.path("/daemon.log") }
     }
 
     /// The number of its process.
@@ -49,7 +54,7 @@ impl<'a> Daemon<'a> {
 
     /// Everything that it has written so far, and those before it on the same host.
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(&self.log).unwrap()
+        std::fs::read_to_string(&self.log).unwrap_or_default()
     }
 
     /// What `we-agent status` prints, errors included.

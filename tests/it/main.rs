@@ -24,6 +24,7 @@ mod golden_probes;
 mod inbound;
 mod kill;
 mod man;
+mod log;
 mod membership;
 mod onboarding;
 mod outputs;
