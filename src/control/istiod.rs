@@ -15,15 +15,15 @@ use crate::{
     host::Resolver,
     proto::envoy::config::core::v3::Node,
     spiffe::Csr,
-    status::Addresses,
+    status::{Addresses, Located},
     time::Clock,
-    workload::{Authority, Endpoint, Locality, Workload, Xds},
+    workload::{Authority, Endpoint, Workload, Xds},
 };
 use std::{
     sync::{Arc, Weak},
     time::Duration,
 };
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, watch};
 use tonic::{Request, Status, metadata::MetadataValue};
 
 /// How the mesh is asked whether it lists us.
@@ -45,7 +45,7 @@ pub struct Istiod {
     /// None turns membership off.
     membership: Option<MembershipSettings>,
     /// Where the platform says that we are.
-    cloud: Option<Locality>,
+    located: watch::Receiver<Located>,
     clock: Clock,
     /// Connections that somebody still holds. The one lock that is held across an `.await`: during a dial, which is
     /// bounded, so that a request for a certificate and a session that begin together share one connection.
@@ -67,15 +67,20 @@ impl Istiod {
         resolver: Resolver,
         xds: Xds,
         membership: Option<MembershipSettings>,
-        cloud: Option<Locality>,
+        located: watch::Receiver<Located>,
         clock: Clock,
     ) -> Self {
-        Self { workload, credential, resolver, xds, membership, cloud, clock, links: Mutex::default() }
+        Self { workload, credential, resolver, xds, membership, located, clock, links: Mutex::default() }
     }
 
     /// What a first request says of us. Not `registering`: an observer.
     fn node(&self, addresses: &Addresses, registering: bool) -> Node {
-        (&self.workload.node(&addresses.all, self.cloud.as_ref(), registering)).into()
+        let located = self.located.borrow();
+        let platform = match &*located {
+            Located::Known(locality) => Some(locality),
+            Located::Soon | Located::Unknown => None,
+        };
+        (&self.workload.node(&addresses.all, platform, registering)).into()
     }
 
     /// A connection to `endpoint` on `rung`: one that is open already, unless a `fresh` one is asked for.
