@@ -221,6 +221,9 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     }
     let stop = host::shutdown(telemetry::flush)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
+    if std::process::id() == 1 {
+        tokio::spawn(host::reap_orphans());
+    }
     let commands = args.exec_socket.map_or(Commands::Direct, Commands::Runner);
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
     let agent = Agent::bind(&root, config)

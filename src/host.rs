@@ -2,6 +2,7 @@
 
 mod limit;
 mod local;
+mod orphans;
 mod peer;
 pub(crate) mod raw;
 mod resolver;
@@ -10,6 +11,7 @@ mod signal;
 
 pub use limit::raise_descriptor_limit;
 pub use local::{Local, LocalStream};
+pub use orphans::reap_orphans;
 pub use peer::{Account, Allow, Peer, user_name};
 pub use resolver::Resolver;
 pub use route::{is_of_this_host, source_of_route};
