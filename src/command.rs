@@ -6,6 +6,7 @@
 
 mod direct;
 mod error;
+mod reason;
 mod runner;
 mod serve;
 mod tail;

@@ -2,6 +2,7 @@
 
 use super::{
     error::{CommandError, Why, words},
+    reason,
     tail::Tail,
 };
 use nix::{
@@ -74,15 +75,21 @@ impl Drop for Group {
 fn not_started(program: &str, error: &io::Error) -> CommandError {
     let program = program.to_owned();
     let missing = error.kind() == io::ErrorKind::NotFound && !program.contains('/');
-    let why = if missing { Why::NotFound(program) } else { Why::NotStarted { program, cause: words(error) } };
-    why.into()
+    if missing {
+        return Why::NotFound(program).into();
+    }
+    let cause = match reason::behind(&program, error) {
+        Some(reason) => format!("{}: {reason}", words(error)),
+        None => words(error),
+    };
+    Why::NotStarted { program, cause }.into()
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::{path::Path, time::Instant};
+    use std::{os::unix::fs::PermissionsExt, path::Path, time::Instant};
 
     async fn run(command: &[&str], bound: Duration) -> Result<(), String> {
         let command: Vec<_> = command.iter().map(ToString::to_string).collect();
@@ -124,6 +131,52 @@ mod tests {
         assert_eq!(error, "exec: \"nosuchcommand\": executable file not found in $PATH");
         let error = run(&["/nosuch/x"], second).await.unwrap_err();
         assert_eq!(error, "fork/exec /nosuch/x: no such file or directory");
+    }
+
+    /// What the system says of these, it says of the file that is there, and means another one or nothing of the kind.
+    #[tokio::test]
+    async fn the_real_reason_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = |name: &str, text: &[u8], mode: u32| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            path.to_str().unwrap().to_owned()
+        };
+        let second = Duration::from_secs(10);
+        let loader = [b"\x7fELF\x02\x01\x01".as_slice(), &[0; 200]].concat();
+        for (name, text, mode, reason) in [
+            (
+                "orphan",
+                b"#! /no/such/interpreter -x\n".as_slice(),
+                0o755,
+                ": its interpreter /no/such/interpreter is not there",
+            ),
+            (
+                "windows",
+                b"#!/bin/sh\r\ntrue\r\n",
+                0o755,
+                ": its lines end as on Windows (CR LF), so that its interpreter is not found",
+            ),
+            ("plain", b"#!/bin/sh\n", 0o644, ": it is not marked executable (chmod +x)"),
+            (
+                "note",
+                b"true\n",
+                0o755,
+                ": it is neither a program for this machine nor a script that names its interpreter (#!) in the first line",
+            ),
+            ("foreign", &loader, 0o755, ": it is neither a program for this machine"),
+        ] {
+            let error = run(&[&program(name, text, mode)], second).await.unwrap_err();
+            assert!(error.contains(reason), "{name}: {error}");
+        }
+        let here = dir.path().to_str().unwrap();
+        let error = run(&[here], second).await.unwrap_err();
+        assert_eq!(error, format!("fork/exec {here}: permission denied: it is a directory"));
+        for line in ["systemctl reload nginx", "/usr/bin/systemctl reload nginx"] {
+            let error = run(&[line], second).await.unwrap_err();
+            assert!(error.ends_with(": program and arguments are a list, each an item of its own"), "{error}");
+        }
     }
 
     #[tokio::test]

@@ -15,6 +15,9 @@ pub struct CommandError {
     pub said: String,
 }
 
+/// Of a program with blanks in its name, which is not there.
+pub(super) const WORDS: &str = "program and arguments are a list, each an item of its own";
+
 /// Why a command has not succeeded, in the words of Go's `os/exec`, which operators of Istio know.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Why {
@@ -22,7 +25,7 @@ pub enum Why {
     #[error("exec: no command")]
     Empty,
     /// No directory of the PATH has it.
-    #[error("exec: {0:?}: executable file not found in $PATH")]
+    #[error("exec: {0:?}: executable file not found in $PATH{blanks}", blanks = blanks(.0))]
     NotFound(String),
     /// The system does not start it.
     #[error("fork/exec {program}: {cause}")]
@@ -53,6 +56,10 @@ impl From<Why> for CommandError {
     fn from(why: Why) -> Self {
         Self { why, said: String::new() }
     }
+}
+
+fn blanks(program: &str) -> String {
+    if program.contains(char::is_whitespace) { format!(": {WORDS}") } else { String::new() }
 }
 
 fn signalled(status: i32) -> String {

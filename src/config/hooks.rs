@@ -62,7 +62,7 @@ impl HookConfig {
     /// Reads one item of the list; none when it has a mistake.
     pub(super) fn read(s: &mut Section<'_>) -> Option<Self> {
         let (mut command, mut unit) = (Vec::new(), None);
-        s.set_list("command", value::text, &mut command);
+        s.set_command("command", &mut command);
         let mut wrong_unit = false;
         let service = |text: &str| value::service_unit(text).inspect_err(|_| wrong_unit = true);
         s.set_some("unit", service, &mut unit);

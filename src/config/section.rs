@@ -3,7 +3,7 @@
 //! serde stops at the first error. Here every key is looked at: what is wrong is noted with its place, and the value
 //! stays at its default.
 
-use super::Mistake;
+use super::{Mistake, value};
 use marked_yaml::{
     Node,
     types::{MarkedMappingNode, MarkedScalarNode},
@@ -82,6 +82,17 @@ impl<'a> Section<'a> {
                 Some((scalar, Err(message))) => self.wrong_value(key, scalar, &message),
                 None => self.wrong(node, format!("{} must be one value or a list of values", self.full(key))),
             }
+        }
+    }
+
+    /// Reads `key` as a program with its arguments: a list, or the program alone. There is no shell that would take a
+    /// line apart.
+    pub(super) fn set_command(&mut self, key: &'static str, target: &mut Vec<String>) {
+        self.set_list(key, value::text, target);
+        let alone = self.node.get_scalar(key).filter(|scalar| scalar.contains(char::is_whitespace));
+        if let Some(scalar) = alone {
+            let list = scalar.split_whitespace().collect::<Vec<_>>().join(", ");
+            self.wrong_value(key, scalar, &format!("is one word with blanks in it; write a list: [{list}]"));
         }
     }
 

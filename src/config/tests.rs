@@ -279,6 +279,11 @@ fn a_hook_that_does_nothing_or_two_things_is_refused() {
             "defaults.hooks[0].verify.startTls: \"smtp\" is ",
         ),
         ("[true]", "defaults.hooks[0] must be a mapping"),
+        (
+            "{command: systemctl reload nginx}",
+            "defaults.hooks[0].command: \"systemctl reload nginx\" is one word with blanks in it; write a list: [systemctl, \
+             reload, nginx]",
+        ),
         ("{command: [true], cmd: 1}", "unknown key \"cmd\" in defaults.hooks[0]; known are: command, unit, deadline, "),
     ] {
         let error = parse(&format!("defaults: {{hooks: [{hook}]}}")).unwrap_err();
