@@ -27,9 +27,10 @@ use url::{Host, Position, Url};
 pub(super) const USER_AGENT: &str = "istio-probe/1.0";
 /// Nine redirects are followed, so at most this many requests are made.
 const REQUESTS: usize = 10;
-/// An answer's headers may have this many bytes, and so many fields.
-const HEADER_BYTES: usize = 64 * 1024;
-const HEADER_FIELDS: usize = 256;
+/// An answer's headers may have this many bytes. (Go's client takes ten times as much.)
+const HEADER_BYTES: usize = 1024 * 1024;
+/// And so many fields: the parser wants to know, and the map that it fills holds no more than three times as many.
+const HEADER_FIELDS: usize = 8 * 1024;
 
 /// What is asked for.
 pub(super) struct Get {
@@ -200,7 +201,9 @@ fn said(error: &hyper::Error) -> String {
         return "EOF".to_owned();
     }
     if error.is_parse_too_large() {
-        return format!("net/http: server response headers exceeded {HEADER_BYTES} bytes; aborted");
+        return format!(
+            "net/http: server response headers exceeded {HEADER_BYTES} bytes or {HEADER_FIELDS} fields; aborted"
+        );
     }
     match error.source().and_then(|e| e.downcast_ref::<io::Error>()) {
         Some(error) => broken(error),

@@ -109,7 +109,20 @@ async fn an_endless_head_is_cut_off() {
         while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
     };
     let error = ask(get("/"), "127.0.0.1", listener, endless).await.unwrap_err();
-    assert!(error.ends_with("server response headers exceeded 65536 bytes; aborted"), "{error}");
+    assert!(error.ends_with("server response headers exceeded 1048576 bytes or 8192 fields; aborted"), "{error}");
+}
+
+#[tokio::test]
+async fn many_header_fields_are_no_failure() {
+    for fields in [257, 5000] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let talkative = |mut stream: tokio::net::TcpStream| async move {
+            read_head(&mut stream).await;
+            let fields: String = (0..fields).map(|n| format!("X-Field-{n}: {n}\r\n")).collect();
+            stream.write_all(format!("HTTP/1.1 200 OK\r\n{fields}\r\n").as_bytes()).await.unwrap();
+        };
+        ask(get("/"), "127.0.0.1", listener, talkative).await.unwrap();
+    }
 }
 
 #[tokio::test]
