@@ -20,7 +20,7 @@ use crate::{
     workload::ReadinessProbe,
 };
 use prober::Prober;
-use std::future::Future;
+use std::{future::Future, time::SystemTime};
 use threshold::Threshold;
 use tokio::{
     sync::watch,
@@ -62,7 +62,7 @@ impl Unhealthy {
 }
 
 /// Probes the application until `shutdown`, and writes `fact`, whose only writer it is. Without a probe the verdict
-/// stays [`Health::Unknown`]; a probe that this host does not allow is [`Health::Parked`].
+/// stays [`Health::Unknown`]; before its first probe it is [`Health::Delayed`], if the group says so; a probe that this host does not allow is [`Health::Parked`].
 pub async fn run(
     probe: Option<ReadinessProbe>,
     settings: ProbeSettings,
@@ -95,7 +95,11 @@ where
     F: Future<Output = Result<(), Unhealthy>>,
 {
     let mut threshold = Threshold::new(probe);
-    sleep(probe.initial_delay).await;
+    if !probe.initial_delay.is_zero() {
+        fact.send_replace(Health::Delayed { until: SystemTime::now() + probe.initial_delay });
+        sleep(probe.initial_delay).await;
+        fact.send_replace(Health::Unknown);
+    }
     let mut outcome = attempt().await;
     let mut ticks = interval_at(Instant::now() + probe.period, probe.period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -113,7 +117,7 @@ fn say(verdict: &Health) {
     match verdict {
         Health::Healthy => info!("the application is healthy"),
         Health::Unhealthy { message } => warn!(cause = %message, "the application is unhealthy"),
-        Health::Unknown | Health::Parked { .. } => {}
+        Health::Unknown | Health::Delayed { .. } | Health::Parked { .. } => {}
     }
 }
 

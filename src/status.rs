@@ -183,6 +183,11 @@ pub enum Health {
     /// No verdict yet, or no probe is configured. Never reported.
     #[default]
     Unknown,
+    /// The application was given time to start, and is not probed before that is over. Never reported.
+    Delayed {
+        /// Until when.
+        until: SystemTime,
+    },
     /// The probe succeeds.
     Healthy,
     /// The probe fails.

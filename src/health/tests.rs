@@ -39,7 +39,11 @@ async fn play(script: &[(u64, bool)]) -> (Vec<u64>, Vec<(u64, bool)>) {
     let mut verdicts = Vec::new();
     let watching = async {
         while seen.changed().await.is_ok() {
-            verdicts.push((start.elapsed().as_secs(), *seen.borrow_and_update() == Health::Healthy));
+            match *seen.borrow_and_update() {
+                Health::Healthy => verdicts.push((start.elapsed().as_secs(), true)),
+                Health::Unhealthy { .. } => verdicts.push((start.elapsed().as_secs(), false)),
+                _ => {}
+            }
         }
     };
     tokio::select! {
@@ -74,7 +78,24 @@ async fn nothing_is_said_without_a_probe_or_before_the_first_verdict() {
         shutdown.cancel(); // within the initial delay
         let settings = ProbeSettings { allow_exec: true, ..ProbeSettings::default() };
         run(probe, settings, addresses, fact, shutdown).await;
-        assert_eq!(*seen.borrow(), Health::Unknown);
+        assert!(matches!(*seen.borrow(), Health::Unknown | Health::Delayed { .. }));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_initial_delay_is_told_with_its_end() {
+    let (fact, mut seen) = watch::channel(Health::Unknown);
+    let probe = ReadinessProbe { initial_delay: Duration::from_secs(3600), ..probe(exec("true")) };
+    let before = SystemTime::now();
+    let watching = async {
+        let told = seen.wait_for(|health| *health != Health::Unknown).await.unwrap().clone();
+        let Health::Delayed { until } = told else { panic!("{told:?}") };
+        assert!(until >= before + Duration::from_secs(3600));
+        seen.wait_for(|health| *health == Health::Healthy).await.unwrap();
+    };
+    tokio::select! {
+        () = keep_verdict(&probe, || async { Ok(()) }, &fact) => {}
+        () = watching => {}
     }
 }
 

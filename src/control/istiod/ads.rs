@@ -94,7 +94,7 @@ impl Stream {
     /// drops a report that comes first.
     pub(super) fn report(&self, health: &Health) {
         let detail = match health {
-            Health::Unknown | Health::Parked { .. } => return,
+            Health::Unknown | Health::Delayed { .. } | Health::Parked { .. } => return,
             Health::Healthy => None,
             Health::Unhealthy { message } => {
                 Some(Detail { code: INTERNAL, message: message.chars().take(MAX_REPORT).collect() })

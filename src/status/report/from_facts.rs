@@ -152,6 +152,10 @@ impl HealthReport {
     fn of(health: &Health) -> Self {
         match health {
             Health::Unknown => Self { state: HealthState::Unknown, message: None },
+            Health::Delayed { until } => {
+                let message = format!("not probed before {}: initialDelaySeconds of the probe", Timestamp(*until));
+                Self { state: HealthState::Unknown, message: Some(message) }
+            }
             Health::Healthy => Self { state: HealthState::Healthy, message: None },
             Health::Unhealthy { message } => Self { state: HealthState::Unhealthy, message: Some(message.clone()) },
             Health::Parked { cause } => Self { state: HealthState::Parked, message: Some(cause.clone()) },
