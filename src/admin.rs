@@ -28,6 +28,8 @@ use tokio_util::{either::Either, sync::CancellationToken};
 
 /// The socket of `we-agent status`, below the root.
 pub const SOCKET: &str = "/run/we-agent/admin.sock";
+/// The longest path of a unix socket, in bytes (unix(7)).
+const MAX_PATH: usize = 107;
 /// Connections at a time on each listener; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 32;
 /// For a request to arrive and its answer to leave.
@@ -41,14 +43,37 @@ pub enum AdminError {
     /// Somebody answers on the socket: two agents on one host would take each other's registrations away.
     #[error("{}: another we-agent runs here; stop it first, or give this one its own --root", .0.display())]
     AnotherAgent(PathBuf),
+    /// No socket has a path of this length.
+    #[error("{}: {}", .0.display(), too_long(.0).unwrap_or_default())]
+    TooLong(PathBuf),
     /// The system refuses.
-    #[error("{}: {source}; check that this user may write to the directory", .path.display())]
+    #[error("{}: {source}; {}", .path.display(), fix(.source))]
     Socket {
         /// The socket.
         path: PathBuf,
         /// What the system said.
         source: io::Error,
     },
+}
+
+/// What is to be said of a path that is too long for a unix socket: cause and fix.
+pub fn too_long(path: &Path) -> Option<String> {
+    let length = path.as_os_str().len();
+    (length > MAX_PATH).then(|| {
+        format!("the path of a unix socket may have {MAX_PATH} bytes and this one has {length}; take a shorter --root")
+    })
+}
+
+fn fix(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "run it as a user that may write there, or give it another --root",
+        io::ErrorKind::ReadOnlyFilesystem => "have the file system mounted writable, or give it another --root",
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room there",
+        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists | io::ErrorKind::IsADirectory => {
+            "something else is in its place; move that away"
+        }
+        _ => "see what is wrong with the directory",
+    }
 }
 
 /// Bound listeners that do not serve yet.
@@ -89,6 +114,9 @@ impl Admin {
     /// When the socket cannot be had.
     pub async fn bind(root: &Root, address: Option<SocketAddr>, status: Status) -> Result<Self, AdminError> {
         let path = root.path(SOCKET);
+        if too_long(&path).is_some() {
+            return Err(AdminError::TooLong(path));
+        }
         if UnixStream::connect(&path).await.is_ok() {
             return Err(AdminError::AnotherAgent(path));
         }

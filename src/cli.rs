@@ -158,11 +158,24 @@ pub fn main() -> ExitCode {
     match done {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            let _ = writeln!(std::io::stderr(), "we-agent: {error:#}");
+            let _ = writeln!(std::io::stderr(), "we-agent: {}", chain(&error));
             ExitCode::from(exit_status(&error))
         }
         Err(_) => ExitCode::from(70),
     }
+}
+
+/// The error and its causes in one line. Many say their cause themselves; nothing is said twice.
+fn chain(error: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for words in error.chain().map(ToString::to_string).filter(|words| !words.is_empty()) {
+        if line.is_empty() {
+            line = words;
+        } else if !line.contains(&words) {
+            line = format!("{line}: {words}");
+        }
+    }
+    line
 }
 
 /// sysexits.h.

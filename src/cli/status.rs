@@ -41,6 +41,9 @@ impl Unreachable {
 pub(super) async fn fetch(root: &Root) -> Result<Report, Unreachable> {
     let socket = root.path(admin::SOCKET);
     let unreachable = |cause: String, fix| Unreachable { socket: socket.clone(), cause, fix, denied: false };
+    if let Some(cause) = admin::too_long(&socket) {
+        return Err(unreachable(cause, "no daemon runs there"));
+    }
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
         let fix = match denied {

@@ -163,3 +163,24 @@ fn a_reader_that_leaves_is_no_failure() {
     daemon.signal(nix::sys::signal::Signal::SIGINT);
     assert!(daemon.ended().success());
 }
+
+/// The admin socket cannot be had: one cause, once, and a fix that fits it.
+#[test]
+fn a_socket_that_cannot_be_had_is_told_once_with_its_fix() {
+    let dir = tempfile::tempdir().unwrap();
+    let deep = dir.path().join("a".repeat(100));
+    let (code, _, said) = output(we_agent(&deep).arg("run"));
+    assert_eq!(code, 1, "{said}");
+    let reason = "the path of a unix socket may have 107 bytes and this one has ";
+    assert_eq!(said.matches(reason).count(), 1, "{said}");
+    assert!(said.ends_with("; take a shorter --root\n") && said.lines().count() == 2, "{said}");
+    let (code, _, said) = output(we_agent(&deep).arg("status"));
+    assert_eq!((code, said.matches(reason).count(), said.contains("start it")), (69, 1, false), "{said}");
+
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("run"), "").unwrap();
+    let (code, _, said) = output(we_agent(dir.path()).arg("run"));
+    assert_eq!(code, 1, "{said}");
+    assert_eq!(said.matches("Not a directory").count(), 1, "{said}");
+    assert!(said.ends_with("; something else is in its place; move that away\n"), "{said}");
+}
