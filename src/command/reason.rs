@@ -63,6 +63,7 @@ fn forbidden(path: &Path, about: &Metadata) -> &'static str {
 }
 
 /// Without waiting for anybody: what is there may be anything.
+#[expect(clippy::disallowed_methods, reason = "it is regular, opened without blocking, and the beginning is enough")]
 fn beginning(path: &Path, about: &Metadata) -> Option<Vec<u8>> {
     if !about.is_file() {
         return None;
