@@ -31,6 +31,9 @@ use std::{
 };
 use zeroize::Zeroizing;
 
+/// The fix for a file that is not there.
+const WRITTEN: &str = "`istioctl x workload entry configure` writes it, copy it there";
+
 /// All that the files say, checked. [`Bundle::workload`] puts our own configuration on top.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Bundle {
@@ -78,8 +81,7 @@ impl Bundle {
         for (i, path) in dir.env.iter().enumerate() {
             // Only the last one, cluster.env, must be there; mistakes of both are told.
             let last = i + 1 == dir.env.len();
-            let missing = "`istioctl x workload entry configure` writes it, copy it there";
-            match text(path, MAX_FILE, last.then_some(missing)) {
+            match text(path, MAX_FILE, last.then_some(WRITTEN)) {
                 Ok(text) => match parse_env(path, text.as_deref().map_or("", String::as_str), &env) {
                     Ok(read) => env = read,
                     Err(errors) => mistakes.extend(errors.into_iter().map(|e| Mistake {
@@ -95,11 +97,12 @@ impl Bundle {
         let mut keys = Keys { env: &env, file, mistakes };
         let proxy = proxy_config(&mut keys, dir);
         let discovery = discovery(&mut keys, &proxy);
-        let proxy_place = proxy.place("proxyMetadata");
-        let metadata = metadata::read(&mut keys, proxy.fields.get("proxyMetadata"), &proxy_place);
+        let place = |key: &str| proxy.place(&format!("proxyMetadata.{key}"));
+        let metadata = metadata::read(&mut keys, proxy.fields.get("proxyMetadata"), place);
         let hosts = hosts(&mut keys.mistakes, dir);
         let (roots, ca_roots, discovery_roots) = roots(&mut keys, root, dir);
         keys.refuse_plaintext();
+        keys.refuse_unset();
         // A variable of a broken file is not known to be missing.
         let (namespace, service_account) = match broken_env {
             true => (None, None),
@@ -156,21 +159,21 @@ impl Bundle {
 /// The layers of the ProxyConfig in Istio's order: `mesh.yaml`, then the variable, which the start script fills.
 fn proxy_config(keys: &mut Keys<'_>, dir: &BundleDir) -> mesh::ProxyConfig {
     let mut layers = Vec::new();
-    let from_file = text(&dir.mesh, MAX_FILE, None).and_then(|text| {
-        mesh::mesh_config(&dir.mesh.display().to_string(), text.as_deref().map_or("", String::as_str))
-    });
     let pilot = keys.pilot();
     let from_variable = match (keys.env.filled("PROXY_CONFIG"), &pilot) {
         (Some(text), _) => Some(mesh::proxy_config(&keys.place("PROXY_CONFIG"), text)),
         (None, Some(_)) => None,
         (None, None) => {
             let service = keys.env.filled("ISTIO_SERVICE").unwrap_or("rawvm");
-            Some(Ok(mesh::Layer {
-                fields: Map::from_iter([("serviceCluster".into(), service.into())]),
-                ..mesh::Layer::default()
-            }))
+            Some(Ok(mesh::Layer::of(keys.place("ISTIO_SERVICE"), "serviceCluster", service)))
         }
     };
+    let from_file = mesh_config(&dir.mesh);
+    // Without the one field that istioctl always writes it is half a file, and what else it lacks, the probe for example, is
+    // not known to be unwanted.
+    if from_file.as_ref().is_ok_and(|layer| !layer.has("discoveryAddress")) {
+        keys.mistakes.push(Mistake { place: dir.mesh.display().to_string(), problem: Problem::NoDiscovery });
+    }
     for layer in std::iter::once(from_file).chain(from_variable) {
         match layer {
             Ok(layer) => layers.push(layer),
@@ -178,12 +181,16 @@ fn proxy_config(keys: &mut Keys<'_>, dir: &BundleDir) -> mesh::ProxyConfig {
         }
     }
     if let Some((key, address)) = pilot {
-        let fields = Map::from_iter([("discoveryAddress".into(), address.into())]);
-        layers.push(mesh::Layer { place: format!("{}: ", keys.place(key)), fields });
+        layers.push(mesh::Layer::of(keys.place(key), "discoveryAddress", &address));
     }
     let (config, mistakes) = mesh::merge(layers);
     keys.mistakes.extend(mistakes);
     config
+}
+
+fn mesh_config(path: &Path) -> Result<mesh::Layer, Mistake> {
+    let text = text(path, MAX_FILE, Some(WRITTEN))?;
+    mesh::mesh_config(&path.display().to_string(), text.as_deref().map_or("", String::as_str))
 }
 
 fn discovery(keys: &mut Keys<'_>, proxy: &mesh::ProxyConfig) -> Option<Authority> {

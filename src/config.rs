@@ -22,8 +22,8 @@ pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipC
 use crate::{
     files::{ReadError, Root, read_text},
     telemetry::LogFilter,
+    yaml,
 };
-use marked_yaml::LoaderOptions;
 use section::Section;
 use std::{
     collections::BTreeMap,
@@ -88,10 +88,8 @@ impl Config {
 
     /// With a `host`, also what it must have agreed to.
     fn check(file: &Path, text: &str, host: Option<&Root>) -> Result<Self, ConfigError> {
-        let strict = LoaderOptions::default().error_on_duplicate_keys(true).prevent_coercion(true);
         let wrong = |mistakes| ConfigError::Wrong { file: file.to_owned(), mistakes };
-        let node =
-            marked_yaml::parse_yaml_with_options(0, text, strict).map_err(|e| wrong(vec![Mistake::syntax(&e)]))?;
+        let node = yaml::parse(text).map_err(|error| wrong(vec![error.into()]))?;
         let mut config = Self::default();
         let mut mistakes = Vec::new();
         if let Some(top) = node.as_mapping() {

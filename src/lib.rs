@@ -11,7 +11,7 @@
 //! Beside the loops, `inbound` answers the mesh for an application that speaks no TLS, on threads that are there only for
 //! that.
 //!
-//! Everything else is a leaf that they stand on (`spiffe`, `time`, `files`, `host`, `systemd`, `command`, `proto`) or the shell around them (`config`,
+//! Everything else is a leaf that they stand on (`spiffe`, `yaml`, `time`, `files`, `host`, `systemd`, `command`, `proto`) or the shell around them (`config`,
 //! `telemetry`, `admin`, `agent`, `cli`).
 //!
 //! # The picture
@@ -61,6 +61,7 @@
 //! | Room | In one sentence | May import |
 //! |---|---|---|
 //! | `spiffe` | SPIFFE as types: trust domain, id, key, request, certificate, roots; what exists is valid. | – |
+//! | `yaml` | YAML that cannot grow, hide or nest for ever, with the place of whatever is wrong. | – |
 //! | `time` | A wall clock that notices a suspended VM, and backoff. | – |
 //! | `files` | The files of this host: where they are, the one door for those that others write, directories that are switched at once, noticing that one was replaced. | – |
 //! | `host` | The machine and its kernel: who knocks, what names and routes mean, signals, limits. | – |
@@ -71,8 +72,8 @@
 //! | `workload` | The Istio objects that we touch, and what one workload is. | spiffe, proto |
 //! | `status` | The vocabulary of facts, and all of them as one report. | spiffe, workload |
 //! | `locality` | Where this host stands: given, or asked of the platform. | files, status, time, workload |
-//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, files, host, systemd, locality, telemetry, workload |
-//! | `bundle` | A directory becomes a bundle, or every mistake in it. | spiffe, files, workload |
+//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, yaml, files, host, systemd, locality, telemetry, workload |
+//! | `bundle` | A directory becomes a bundle, or every mistake in it. | spiffe, yaml, files, workload |
 //! | `address` | The loop that owns the addresses of this host. | status, host, time |
 //! | `control` | What we ask of a control plane: `sign` and `session`, answered by istiod. | spiffe, proto, status, files, host, time, workload |
 //! | `identity` | The loop that owns the certificate: decide, sign, verify, keep, tell. | spiffe, control, status, files, time, workload |
@@ -114,6 +115,7 @@ pub mod systemd;
 pub mod telemetry;
 pub mod time;
 pub mod workload;
+mod yaml;
 
 #[cfg(test)]
 #[path = "../tests/it/authority.rs"]

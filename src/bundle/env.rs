@@ -18,6 +18,8 @@ pub struct Variable {
     pub file: PathBuf,
     /// Line of the assignment, from 1.
     pub line: usize,
+    /// Variables without a value that it is made of.
+    pub unset: Vec<String>,
 }
 
 /// Where, not what: people put secrets into environment files.
@@ -88,6 +90,11 @@ pub enum EnvProblem {
         "{0} line(s) end in CR LF, and the CR would become part of the value: convert the file (sed -i 's/\\r$//')"
     )]
     CarriageReturn(usize),
+    /// Expansions that grow without bound.
+    #[error(
+        "the variables put in so far are longer than {0} bytes: this is no file of a bundle, write the values themselves"
+    )]
+    Expands(usize),
     /// A byte-order mark.
     #[error("the file begins with a byte-order mark: save it as UTF-8 without one")]
     ByteOrderMark,
@@ -245,8 +252,9 @@ impl Parser<'_> {
         let line = self.words.line();
         self.check(name);
         self.words.bump(); // =
+        self.words.take_unset(); // of words that were refused
         let value = self.words.value(&self.env, export);
-        Variable { value, file: self.file.to_owned(), line }
+        Variable { value, file: self.file.to_owned(), line, unset: self.words.take_unset() }
     }
 
     fn check(&mut self, name: &str) {

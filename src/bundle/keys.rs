@@ -190,6 +190,16 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// What is obeyed must not be made of variables that nobody sets here: the shell would leave it empty, and another
+    /// address or name would be used silently.
+    pub(super) fn refuse_unset(&mut self) {
+        for (key, variable) in self.env.iter() {
+            if let Some(name) = variable.unset.first().filter(|_| OBEYED.contains(&key) || ADDRESSES.contains(&key)) {
+                self.mistake(key, Problem::UnsetVariable(name.clone()));
+            }
+        }
+    }
+
     /// Every key without effect here. `PROV_CERT` finds the root in Istio's own layout and nowhere else.
     pub(super) fn ignored(&self, prov_cert: bool) -> Vec<String> {
         let obeyed = |key: &str| {

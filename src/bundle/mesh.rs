@@ -1,22 +1,14 @@
 //! `mesh.yaml` and the variable `PROXY_CONFIG`: layers of one ProxyConfig, as istio-agent merges them.
 
+mod layer;
 mod probe;
+
+pub(super) use layer::{Layer, mesh_config, proxy_config};
 
 use super::mistake::{Mistake, Problem};
 use crate::workload::ReadinessProbe;
 use serde_json::{Map, Value, json};
-
-/// The deepest nesting we parse. Real ones have some six levels; a parser of YAML takes quadratic time in it.
-const MAX_DEPTH: usize = 64;
-
-/// One source of ProxyConfig fields.
-#[derive(Debug, Default)]
-pub(super) struct Layer {
-    /// What to put before a field's name in a message.
-    pub(super) place: String,
-    /// Proto JSON, keys in camelCase.
-    pub(super) fields: Map<String, Value>,
-}
+use std::collections::BTreeMap;
 
 /// The effective ProxyConfig.
 #[derive(Debug, Default)]
@@ -25,70 +17,21 @@ pub(super) struct ProxyConfig {
     pub(super) fields: Map<String, Value>,
     /// The probe, checked.
     pub(super) probe: Option<ReadinessProbe>,
-    /// Where each field came from, for messages.
-    places: std::collections::BTreeMap<String, String>,
+    layers: Vec<Layer>,
+    /// The layer that each field came from.
+    of: BTreeMap<String, usize>,
 }
 
 impl ProxyConfig {
-    /// Where `field` was set.
-    pub(super) fn place(&self, field: &str) -> String {
-        format!("{}{field}", self.places.get(field).map_or("", String::as_str))
+    /// Where a field was set: `discoveryAddress`, `readinessProbe.httpGet.port`.
+    pub(super) fn place(&self, path: &str) -> String {
+        let field = path.split(['.', '[']).next().unwrap_or_default();
+        let layer = self.of.get(field).and_then(|layer| self.layers.get(*layer));
+        layer.map_or_else(|| path.to_owned(), |layer| layer.place(path))
     }
-}
-
-/// Reads a MeshConfig document (of which `defaultConfig` alone matters here).
-pub(super) fn mesh_config(place: &str, text: &str) -> Result<Layer, Mistake> {
-    let mut document = yaml(place, text)?;
-    let place = format!("{place}: defaultConfig");
-    match document.remove("defaultConfig").or_else(|| document.remove("default_config")).unwrap_or_default() {
-        Value::Null => Ok(Layer::default()),
-        Value::Object(fields) => Ok(Layer { place: format!("{place}."), fields: camel_keys(fields) }),
-        _ => Err(Mistake { place, problem: Problem::Type("a ProxyConfig (keys and values)") }),
-    }
-}
-
-/// Reads a ProxyConfig.
-pub(super) fn proxy_config(place: &str, text: &str) -> Result<Layer, Mistake> {
-    Ok(Layer { place: format!("{place}: "), fields: camel_keys(yaml(place, text)?) })
-}
-
-fn yaml(place: &str, text: &str) -> Result<Map<String, Value>, Mistake> {
-    let mistake = |problem| Mistake { place: place.to_owned(), problem };
-    if depth(text) > MAX_DEPTH {
-        return Err(mistake(Problem::Nested(MAX_DEPTH)));
-    }
-    match serde_yaml::from_str(text) {
-        Ok(Value::Null) => Ok(Map::new()), // an empty file is a file without fields
-        Ok(Value::Object(map)) => Ok(map),
-        Ok(_) => Err(mistake(Problem::Type("a mapping (keys and values)"))),
-        Err(error) => Err(mistake(Problem::Yaml(error.to_string()))),
-    }
-}
-
-/// An upper bound of the nesting that costs the parser: open brackets, and markers of sequences and keys on one line.
-fn depth(text: &str) -> usize {
-    let (mut open, mut deepest) = (0usize, 0usize);
-    for line in text.lines() {
-        let markers =
-            line.split([' ', '\t']).take_while(|w| matches!(*w, "" | "-" | "?" | ":")).filter(|w| !w.is_empty());
-        deepest = deepest.max(markers.count());
-        for byte in line.bytes() {
-            match byte {
-                b'[' | b'{' => open += 1,
-                b']' | b'}' => open = open.saturating_sub(1),
-                _ => continue,
-            }
-            deepest = deepest.max(open);
-        }
-    }
-    deepest
 }
 
 /// Proto JSON takes `snake_case` too.
-fn camel_keys(map: Map<String, Value>) -> Map<String, Value> {
-    map.into_iter().map(|(key, value)| (camel(&key), value)).collect()
-}
-
 fn camel(key: &str) -> String {
     let mut parts = key.split('_');
     let mut name = parts.next().unwrap_or_default().to_owned();
@@ -101,7 +44,7 @@ fn camel(key: &str) -> String {
 }
 
 /// What istio-agent starts from.
-fn defaults() -> Layer {
+fn defaults() -> Map<String, Value> {
     let fields = json!({
         "configPath": "./etc/istio/proxy", "binaryPath": "/usr/local/bin/envoy", "serviceCluster": "istio-proxy",
         "drainDuration": "45s", "terminationDrainDuration": "5s", "proxyAdminPort": 15000, "statusPort": 15020,
@@ -109,31 +52,32 @@ fn defaults() -> Layer {
         "discoveryAddress": "istiod.istio-system.svc:15012",
     });
     match fields {
-        Value::Object(fields) => Layer { fields, ..Layer::default() },
-        _ => Layer::default(),
+        Value::Object(fields) => fields,
+        _ => Map::new(),
     }
 }
 
 /// Merges the layers on top of the defaults, later ones winning: whole top-level fields, but `proxyMetadata` and
 /// `proxyHeaders` by key; then checks what is sent on and what is used here. Unknown fields are passed on.
 pub(super) fn merge(layers: Vec<Layer>) -> (ProxyConfig, Vec<Mistake>) {
-    let mut config = ProxyConfig::default();
-    for layer in std::iter::once(defaults()).chain(layers) {
-        for (key, value) in layer.fields {
+    let mut config = ProxyConfig { fields: defaults(), ..ProxyConfig::default() };
+    for (number, layer) in layers.iter().enumerate() {
+        for (key, value) in &layer.fields {
             if value.is_null() {
                 continue; // proto JSON: null is absence
             }
-            config.places.insert(key.clone(), layer.place.clone());
-            match (config.fields.get_mut(&key), value) {
+            config.of.insert(key.clone(), number);
+            match (config.fields.get_mut(key), value) {
                 (Some(Value::Object(old)), Value::Object(new)) if key == "proxyMetadata" || key == "proxyHeaders" => {
-                    old.extend(new);
+                    old.extend(new.clone());
                 }
                 (_, value) => {
-                    config.fields.insert(key, value);
+                    config.fields.insert(key.clone(), value.clone());
                 }
             }
         }
     }
+    config.layers = layers;
     let mut mistakes = Vec::new();
     for (key, value) in &config.fields {
         let field = FIELDS.iter().find(|(name, _)| name == key);
@@ -141,14 +85,16 @@ pub(super) fn merge(layers: Vec<Layer>) -> (ProxyConfig, Vec<Mistake>) {
             mistakes.push(Mistake { place: config.place(key), problem: Problem::Type(expected) });
         }
     }
-    let place = config.place("readinessProbe");
     match config.fields.remove("readinessProbe").map(probe::read) {
         Some(Ok(Some((probe, json)))) => {
             config.probe = Some(probe);
             config.fields.insert("readinessProbe".into(), json);
         }
-        Some(Err(found)) => mistakes
-            .extend(found.into_iter().map(|(field, problem)| Mistake { place: format!("{place}{field}"), problem })),
+        Some(Err(found)) => mistakes.extend(
+            found
+                .into_iter()
+                .map(|(field, problem)| Mistake { place: config.place(&format!("readinessProbe{field}")), problem }),
+        ),
         Some(Ok(None)) | None => {}
     }
     (config, mistakes)

@@ -100,7 +100,7 @@ pub(super) struct Metadata {
 ///
 /// istio-agent also repeats each label as a top-level key; nobody reads those, and a label called `namespace` would
 /// replace the real one, so they are left out.
-pub(super) fn read(keys: &mut Keys<'_>, proxy_metadata: Option<&Value>, proxy_place: &str) -> Metadata {
+pub(super) fn read(keys: &mut Keys<'_>, proxy_metadata: Option<&Value>, place: impl Fn(&str) -> String) -> Metadata {
     let mut found = Metadata::default();
     for (name, variable) in keys.env.iter() {
         let Some(suffix) = name.strip_prefix("ISTIO_METAJSON_") else { continue };
@@ -115,12 +115,12 @@ pub(super) fn read(keys: &mut Keys<'_>, proxy_metadata: Option<&Value>, proxy_pl
         for (label, value) in object {
             match value {
                 Value::String(value) => _ = found.labels.insert(label, value),
-                _ => keys.mistake(name, Problem::Type("an object of texts: put each label's value in double quotes")),
+                _ => keys.mistake(name, Problem::Label(label)),
             }
         }
     }
     let declared = proxy_metadata.and_then(Value::as_object).into_iter().flatten();
-    let declared = declared.filter_map(|(k, v)| Some((k.as_str(), v.as_str()?, format!("{proxy_place}.{k}"))));
+    let declared = declared.filter_map(|(k, v)| Some((k.as_str(), v.as_str()?, place(k))));
     let set = keys.env.iter().map(|(k, v)| (k, v.value.as_str(), keys.place(k)));
     let mut texts = BTreeMap::new();
     for (name, value, place) in declared.chain(set) {
@@ -167,7 +167,7 @@ mod tests {
     fn read_text(text: &str, proxy: &Value) -> (Metadata, Vec<String>) {
         let env = env::parse(Path::new("cluster.env"), text, &Env::default()).unwrap();
         let mut keys = Keys { env: &env, file: "cluster.env".into(), mistakes: Vec::new() };
-        let found = read(&mut keys, Some(proxy), "mesh.yaml: defaultConfig.proxyMetadata");
+        let found = read(&mut keys, Some(proxy), |k| format!("mesh.yaml: defaultConfig.proxyMetadata.{k}"));
         (found, keys.mistakes.iter().map(ToString::to_string).collect())
     }
 

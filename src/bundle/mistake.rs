@@ -61,6 +61,12 @@ pub enum Problem {
     /// A key that must be set is not.
     #[error("is not set: create the bundle again with `istioctl x workload entry configure`")]
     Unset,
+    /// It is made of a variable that is not set.
+    #[error("is made of ${{{0}}}, which is not set in this file: write the value itself")]
+    UnsetVariable(String),
+    /// A label in JSON.
+    #[error("label {0:?} has a value that is no text: put it in double quotes")]
+    Label(String),
     /// Not the form that the key wants.
     #[error("{got:?} is not {expected}")]
     Value {
@@ -88,11 +94,14 @@ pub enum Problem {
     #[error("{0}: copy the root certificate of the mesh there (the bundle's root-cert.pem)")]
     Roots(#[from] BundleError),
     /// Not YAML, or not the kind of YAML it should be.
-    #[error("not valid YAML: {0}")]
+    #[error("{0}")]
     Yaml(String),
-    /// YAML nested so deep that parsing it would take minutes.
-    #[error("nested deeper than {0} levels: this is no configuration of a proxy, create it again")]
-    Nested(usize),
+    /// A `mesh.yaml` that ends too early, or was taken from elsewhere.
+    #[error(
+        "has no defaultConfig.discoveryAddress, which istioctl always writes: the file is damaged or cut short, copy it again (if \
+         the mesh's own configuration has none, add it there)"
+    )]
+    NoDiscovery,
     /// A probe with two methods.
     #[error("has both {0} and {1}: a probe does one thing, keep one of them")]
     TwoMethods(&'static str, &'static str),

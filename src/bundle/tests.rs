@@ -6,6 +6,8 @@ use std::fs;
 const ENV: &str = "ISTIO_NAMESPACE='vms'\nSERVICE_ACCOUNT='payments'\nTRUST_DOMAIN=''\nISTIO_META_AUTO_REGISTER_GROUP='payments'\n\
                    ISTIO_META_NETWORK='net'\nISTIO_METAJSON_LABELS='{\"app\":\"payments\"}'\n";
 
+const MESH: &str = "defaultConfig: {discoveryAddress: 'istiod.istio-system.svc:15012'}\n";
+
 /// A host with one bundle.
 struct Host(tempfile::TempDir);
 
@@ -65,7 +67,7 @@ fn a_bundle_of_istioctl_is_a_workload() {
 fn our_configuration_wins() {
     let host = Host::new(
         &format!("{ENV}CA_ADDR=ca.example.com:443\nISTIOD_SAN=san\nISTIO_SVC_IP=10.1.1.1\nSECRET_TTL=1h\n"),
-        "",
+        MESH,
     );
     let bundle = host.read().unwrap();
     let plain = bundle.workload("w", &Overrides::default(), &HostFacts::default()).unwrap();
@@ -118,8 +120,8 @@ fn all_mistakes_are_told_at_once() {
         "cluster.env:8: ISTIO_CP_AUTH: the control plane is only spoken to over TLS",
         "cluster.env:9: CA_ROOT_CA: ",
         "cluster.env:10: REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION: ",
-        "mesh.yaml: defaultConfig.discoveryAddress: \"istiod\" has no port",
-        "mesh.yaml: defaultConfig.readinessProbe.exec.command: ",
+        "mesh.yaml:1:17: defaultConfig.discoveryAddress: \"istiod\" has no port",
+        "mesh.yaml:1:67: defaultConfig.readinessProbe.exec.command: ",
         "root-cert.pem: no certificate in it",
         "hosts:1: \"x\" is no IP address",
     ] {
@@ -133,9 +135,9 @@ fn what_is_no_file_of_a_bundle_is_told() {
     let empty = tempfile::tempdir().unwrap();
     let error = Bundle::read(&Root::default(), &BundleDir::directory(empty.path())).unwrap_err();
     let places: Vec<_> = error.0.iter().map(|m| m.place.rsplit('/').next().unwrap().to_owned()).collect();
-    assert_eq!(places, ["cluster.env", "root-cert.pem"]);
+    assert_eq!(places, ["cluster.env", "mesh.yaml", "root-cert.pem"]);
 
-    let host = Host::new(ENV, "");
+    let host = Host::new(ENV, MESH);
     host.write("mesh.yaml", [b'#', 0xff]);
     host.write("hosts", vec![b'#'; MAX_FILE + 1]);
     fs::remove_file(host.0.path().join("root-cert.pem")).unwrap();
@@ -155,7 +157,7 @@ fn what_is_no_file_of_a_bundle_is_told() {
 #[test]
 fn what_kubernetes_would_refuse_is_told_before_connecting() {
     let env = ENV.replace("'net'", "'Net_1/x'").replace("\"payments\"}", "\"a b\"}");
-    let bundle = Host::new(&env, "").read().unwrap();
+    let bundle = Host::new(&env, MESH).read().unwrap();
     let told = bundle.workload("w", &Overrides::default(), &HostFacts::default()).unwrap_err();
     assert_eq!(told.0.len(), 2, "{told}");
     assert!(
@@ -165,14 +167,14 @@ fn what_kubernetes_would_refuse_is_told_before_connecting() {
     // Without registration there is no entry, and nothing to refuse.
     let env = env.replace("ISTIO_META_AUTO_REGISTER_GROUP='payments'", "ISTIO_META_AUTO_REGISTER_GROUP=");
     let workload =
-        Host::new(&env, "").read().unwrap().workload("w", &Overrides::default(), &HostFacts::default()).unwrap();
+        Host::new(&env, MESH).read().unwrap().workload("w", &Overrides::default(), &HostFacts::default()).unwrap();
     assert!(!workload.registers());
 }
 
 #[test]
 fn names_and_overrides_are_checked_too() {
     let env = ENV.replace("'vms'", "'v_ms'").replace("'payments'\nTRUST", "'pay/ments'\nTRUST");
-    let told = Host::new(&format!("{env}ISTIOD_SAN='a b'\n"), "").read().unwrap_err();
+    let told = Host::new(&format!("{env}ISTIOD_SAN='a b'\n"), MESH).read().unwrap_err();
     for (told, begin) in told.iter().zip([
         "cluster.env:1: ISTIO_NAMESPACE: ",
         "cluster.env:2: SERVICE_ACCOUNT: ",
@@ -188,14 +190,14 @@ fn names_and_overrides_are_checked_too() {
         server_name: Some("x y".into()),
         ..Overrides::default()
     };
-    let told = Host::new(ENV, "").read().unwrap().workload("w", &overrides, &HostFacts::default()).unwrap_err();
+    let told = Host::new(ENV, MESH).read().unwrap().workload("w", &overrides, &HostFacts::default()).unwrap_err();
     let places: Vec<_> = told.0.iter().map(|m| m.place.as_str()).collect();
     assert_eq!(places, ["workload w: network", "workload w: labels", "workload w: ttl", "workload w: serverName"]);
 }
 
 #[test]
 fn what_is_printed_for_debugging_has_no_value() {
-    let bundle = Host::new(&format!("{ENV}XDS_HEADER_X='s3cret'\n"), "").read().unwrap();
+    let bundle = Host::new(&format!("{ENV}XDS_HEADER_X='s3cret'\n"), MESH).read().unwrap();
     let printed = format!("{bundle:?}");
     assert!(printed.contains("XDS_HEADER_X") && !printed.contains("s3cret"));
 }
@@ -205,9 +207,60 @@ fn keys_without_effect_are_listed() {
     let env = format!(
         "{ENV}ISTIO_INBOUND_PORTS='*'\nWORKLOAD_RSA_KEY_SIZE=4096\nISTIO_META_DNS_CAPTURE='true'\nPROV_CERT=/x\nPOD_NAME=p\nISTIO_META_=x\n"
     );
-    let bundle = Host::new(&env, "").read().unwrap();
+    let bundle = Host::new(&env, MESH).read().unwrap();
     assert_eq!(
         bundle.ignored,
         ["ISTIO_INBOUND_PORTS", "ISTIO_META_", "ISTIO_META_DNS_CAPTURE", "PROV_CERT", "WORKLOAD_RSA_KEY_SIZE"]
     );
+}
+
+#[test]
+fn a_mesh_file_that_is_not_whole_is_told() {
+    let whole = "defaultConfig:\n  discoveryAddress: istiod.istio-system.svc:15012\n";
+    Host::new(ENV, whole).read().unwrap();
+    for mesh in ["", "defaultConfig:\n", "defaultConfig:\n  discoveryAddress:\n", "trustDomain: cluster.local\n"] {
+        let told = Host::new(ENV, mesh).read().unwrap_err();
+        assert!(told[0].starts_with("mesh.yaml: has no defaultConfig.discoveryAddress, which istioctl"), "{told:?}");
+        // What stands elsewhere does not make it whole: the probe may be lost, too.
+        let elsewhere = format!("{ENV}PROXY_CONFIG='discoveryAddress: a:1'\n");
+        assert_eq!(Host::new(&elsewhere, mesh).read().unwrap_err().len(), 1);
+    }
+    let host = Host::new(ENV, whole);
+    fs::remove_file(host.0.path().join("mesh.yaml")).unwrap();
+    assert!(host.read().unwrap_err()[0].starts_with("mesh.yaml: the file is missing: `istioctl"));
+}
+
+#[test]
+fn a_mark_of_the_byte_order_is_read_over_in_every_file() {
+    let host = Host::new(ENV, MESH);
+    let plain = host.read().unwrap();
+    for file in ["cluster.env", "mesh.yaml", "root-cert.pem", "hosts"] {
+        let text = fs::read_to_string(host.0.path().join(file)).unwrap();
+        host.write(file, format!("\u{feff}{text}"));
+    }
+    assert_eq!(host.read().unwrap(), plain);
+}
+
+#[test]
+fn each_label_that_is_no_text_is_named() {
+    let env = ENV.replace(r#"{"app":"payments"}"#, r#"{"a":1,"b":true,"c":["x"],"d":"fine"}"#);
+    let told = Host::new(&env, MESH).read().unwrap_err();
+    for (told, label) in told.iter().zip(["a", "b", "c"]) {
+        let begin = format!("cluster.env:6: ISTIO_METAJSON_LABELS: label {label:?} has a value that is no text");
+        assert!(told.starts_with(&begin), "{told}");
+    }
+    assert_eq!(told.len(), 3);
+}
+
+#[test]
+fn what_is_made_of_a_variable_that_nobody_sets_is_told() {
+    let told = |line: &str| Host::new(&format!("{ENV}{line}\n"), MESH).read();
+    let says = "cluster.env:7: ISTIO_SVC_IP: is made of ${HOST_IP}, which is not set in this file";
+    for line in ["ISTIO_SVC_IP=${HOST_IP}", "ISTIO_SVC_IP=\"$HOST_IP\"", "export ISTIO_SVC_IP=10.0.0.$HOST_IP"] {
+        let mistakes = told(line).unwrap_err();
+        assert!(mistakes.iter().any(|mistake| mistake.starts_with(says)), "{line}: {mistakes:?}");
+    }
+    for line in ["HOST_IP=10.0.0.7; ISTIO_SVC_IP=$HOST_IP", "ISTIO_SVC_IP=${HOST_IP:-10.0.0.7}", "MINE=$HOST_IP"] {
+        told(line).unwrap();
+    }
 }

@@ -1,7 +1,7 @@
 //! What is wrong with a configuration, and where.
 
-use crate::files::ReadError;
-use marked_yaml::{LoadError, Marker};
+use crate::{files::ReadError, yaml::YamlError};
+use marked_yaml::Marker;
 use std::{fmt, path::PathBuf};
 
 /// Why there is no configuration. The daemon ends with exit status 78 (`EX_CONFIG`), and is not restarted on it.
@@ -45,28 +45,11 @@ impl Mistake {
     pub(super) fn at(mark: Option<&Marker>, message: String) -> Self {
         Self { line: mark.map_or(1, Marker::line), column: mark.map_or(1, Marker::column), message }
     }
+}
 
-    /// Where the text stops being the YAML that we read.
-    pub(super) fn syntax(error: &LoadError) -> Self {
-        let (mark, message) = match error {
-            LoadError::TopLevelMustBeMapping(mark) | LoadError::TopLevelMustBeSequence(mark) => {
-                (mark, "the file is no mapping; begin with a key, for example \"defaults:\"".to_owned())
-            }
-            LoadError::UnexpectedAnchor(mark) => {
-                (mark, "anchors (&name) are not read here; write the value where it is needed".to_owned())
-            }
-            LoadError::UnexpectedTag(mark) => (mark, "tags (!name) are not read here; remove it".to_owned()),
-            LoadError::MappingKeyMustBeScalar(mark) => (mark, "a key must be a plain word".to_owned()),
-            LoadError::ScanError(mark, error) => {
-                (mark, format!("no YAML: {}; check indentation, colons and quotes", error.info()))
-            }
-            LoadError::DuplicateKey(pair) => {
-                let first = pair.prev_key.span().start().map_or(1, Marker::line);
-                let message = format!("key \"{}\" stands already in line {first}; keep one", pair.key.as_str());
-                return Self::at(pair.key.span().start(), message);
-            }
-        };
-        Self::at(Some(mark), message)
+impl From<YamlError> for Mistake {
+    fn from(YamlError { line, column, message }: YamlError) -> Self {
+        Self { line, column, message }
     }
 }
 

@@ -1,7 +1,10 @@
 //! X.509-SVIDs and the roots they chain to (SPIFFE X.509-SVID standard; Istio's answer format).
 
 use super::{KeyError, PrivateKey, SpiffeId};
-use rustls::pki_types::{CertificateDer, UnixTime, pem::PemObject};
+use rustls::pki_types::{
+    CertificateDer, UnixTime,
+    pem::{self as blocks, PemObject},
+};
 use std::{
     collections::BTreeSet,
     sync::Arc,
@@ -16,9 +19,27 @@ pub enum BundleError {
     /// No block of the text is a certificate.
     #[error("no certificate in it (expected PEM blocks that begin with -----BEGIN CERTIFICATE-----)")]
     Empty,
-    /// Every certificate in it is broken or no certificate authority.
-    #[error("none of its {0} certificates can be a trust anchor")]
-    NoAnchor(usize),
+    /// A block that does not decode. All or nothing: a set that was shortened silently fails later, and elsewhere.
+    #[error("certificate {number} in it is damaged ({cause})")]
+    Damaged {
+        /// Which one, from 1.
+        number: usize,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// Blocks that a reader of PEM does not see: with blanks before them, or of another label (`TRUSTED CERTIFICATE`).
+    #[error(
+        "{begun} blocks of certificates begin in it, and {read} can be read: no blanks before the lines, and the label is CERTIFICATE"
+    )]
+    Unseen {
+        /// How many begin.
+        begun: usize,
+        /// How many can be read.
+        read: usize,
+    },
+    /// The text ends within a block.
+    #[error("it ends within certificate {0}, so a part of it is missing")]
+    CutOff(usize),
 }
 
 /// Trust anchors, a set: order and repetition do not matter, and it is never empty.
@@ -28,20 +49,35 @@ pub struct X509Bundle {
 }
 
 impl X509Bundle {
-    /// Reads PEM. Blocks that are no certificates are passed over, and so are certificates that can be no trust
-    /// anchor, as long as one can.
+    /// Reads PEM. What is between the blocks and blocks that are no certificates are passed over.
     ///
     /// # Errors
-    /// When nothing usable is in it.
+    /// When there is no certificate, or one that can be no trust anchor.
     pub fn from_pem(pem: &str) -> Result<Self, BundleError> {
-        let all: Vec<_> = CertificateDer::pem_slice_iter(pem.as_bytes()).filter_map(Result::ok).collect();
-        let roots: BTreeSet<_> =
-            all.iter().filter(|der| anchor_from_trusted_cert(der).is_ok()).map(|der| der.to_vec()).collect();
-        match (all.len(), roots.is_empty()) {
-            (0, _) => Err(BundleError::Empty),
-            (n, true) => Err(BundleError::NoAnchor(n)),
-            _ => Ok(Self { roots }),
+        let mut roots = BTreeSet::new();
+        let mut number = 0;
+        for block in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+            number += 1;
+            let der = match block {
+                Ok(der) => der,
+                Err(blocks::Error::MissingSectionEnd { .. }) => return Err(BundleError::CutOff(number)),
+                Err(error) => return Err(BundleError::Damaged { number, cause: error.to_string() }),
+            };
+            anchor_from_trusted_cert(&der)
+                .map_err(|error| BundleError::Damaged { number, cause: error.to_string() })?;
+            roots.insert(der.to_vec());
         }
+        // A beginning that is cut off itself is not known for one.
+        let last = pem.trim_end().lines().next_back().unwrap_or_default();
+        if last.starts_with('-') && !last.starts_with("-----END ") {
+            return Err(BundleError::CutOff(number + 1));
+        }
+        let begins = |line: &&str| line.trim_start().starts_with("-----BEGIN ") && line.contains("CERTIFICATE");
+        let begun = pem.lines().filter(begins).count();
+        if begun != number {
+            return Err(BundleError::Unseen { begun, read: number });
+        }
+        if roots.is_empty() { Err(BundleError::Empty) } else { Ok(Self { roots }) }
     }
 
     /// The roots of both.

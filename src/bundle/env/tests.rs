@@ -68,6 +68,18 @@ fn values_are_never_in_a_message() {
     }
 }
 
+#[test]
+fn expansions_have_a_budget() {
+    let doubled = format!("A=x\n{}", "A=$A$A\n".repeat(34));
+    assert!(doubled.len() < 451);
+    let refused = read(&doubled).unwrap_err();
+    assert_eq!(refused, [(19, EnvProblem::Expands(256 * 1024))], "told once, where it goes beyond");
+    assert!(read(&format!("HOME={}\n{}", "x".repeat(60_000), "B=~\n".repeat(5))).is_err());
+    // What is refused ends there: the rest is read on, and costs nothing.
+    assert_eq!(read(&format!("{doubled}C=$(x)\n")).unwrap_err().len(), 2);
+    assert_eq!(read("A=x\nB=$A$A\nC=$B$B\n").unwrap()["C"], "xxxx");
+}
+
 proptest! {
     #[test]
     fn any_text_is_read_or_refused(text in "[ABx=\\\\'\"$`{}~:;#& \t\n\r\u{0}\u{feff}1é-]{0,60}") {

@@ -27,6 +27,9 @@ const SHELL: [&str; 21] = [
     "SHLVL",
 ];
 
+/// How much the expansions of one file may put in, in bytes: a variable that is twice another doubles with each line.
+pub(super) const MAX_EXPANDED: usize = 256 * 1024;
+
 /// A place in the text, and the complaints so far.
 pub(super) struct Reader<'a> {
     text: &'a str,
@@ -35,11 +38,23 @@ pub(super) struct Reader<'a> {
     errors: Vec<EnvError>,
     /// Line of the first CR outside quotes, and how many there are.
     carriage_returns: Option<(usize, usize)>,
+    /// What is left of [`MAX_EXPANDED`]; none when too much was asked for.
+    budget: Option<usize>,
+    /// The variables without a value that the present word mentions.
+    unset: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(text: &'a str) -> Self {
-        Self { text, at: 0, line: 1, errors: Vec::new(), carriage_returns: None }
+        Self {
+            text,
+            at: 0,
+            line: 1,
+            errors: Vec::new(),
+            carriage_returns: None,
+            budget: Some(MAX_EXPANDED),
+            unset: Vec::new(),
+        }
     }
 
     /// All complaints in the order of lines, one a line.
@@ -231,7 +246,7 @@ impl<'a> Reader<'a> {
         match self.peek() {
             Some(c) if c == '_' || c.is_ascii_alphabetic() => {
                 let name = self.name();
-                value.push_str(self.lookup(env, &name));
+                self.expand(env, &name, value);
             }
             Some('{') => self.braces(env, value),
             Some('(') => self.refuse(EnvProblem::Evaluates("a command substitution ($(…))")),
@@ -271,7 +286,7 @@ impl<'a> Reader<'a> {
                 self.bump();
                 match (env.filled(&name), default) {
                     (None, Some(default)) if !SHELL.contains(&name.as_str()) => value.push_str(&default),
-                    _ => value.push_str(self.lookup(env, &name)),
+                    _ => self.expand(env, &name, value),
                 }
             }
             Some(_) => self.refuse_at(line, ONLY),
@@ -279,20 +294,37 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What the variable holds; as in the shell, an unset one is empty.
-    fn lookup<'e>(&mut self, env: &'e Env, name: &str) -> &'e str {
-        let value = env.get(name);
-        if value.is_none() && (SHELL.contains(&name) || super::RESERVED.contains(&name)) {
-            self.refuse(EnvProblem::ShellVariable(name.to_owned()));
+    /// Puts in what the variable holds; as in the shell, an unset one is empty.
+    fn expand(&mut self, env: &Env, name: &str, value: &mut String) {
+        match env.get(name) {
+            Some(held) => self.put(held, value),
+            None if SHELL.contains(&name) || super::RESERVED.contains(&name) => {
+                self.refuse(EnvProblem::ShellVariable(name.to_owned()));
+            }
+            None => self.unset.push(name.to_owned()),
         }
-        value.unwrap_or_default()
+    }
+
+    /// Within the budget; what goes beyond is told once.
+    fn put(&mut self, text: &str, value: &mut String) {
+        let Some(budget) = self.budget else { return };
+        self.budget = budget.checked_sub(text.len());
+        match self.budget {
+            Some(_) => value.push_str(text),
+            None => self.refuse(EnvProblem::Expands(MAX_EXPANDED)),
+        }
+    }
+
+    /// The variables without a value that were mentioned since the last call.
+    pub(super) fn take_unset(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.unset)
     }
 
     fn tilde(&mut self, env: &Env, value: &mut String) {
         self.bump();
         match (self.peek(), env.get("HOME")) {
             (Some('\'' | '"' | '\\'), _) => value.push('~'), // a quoted part makes it an ordinary character
-            (None | Some(' ' | '\t' | '\n' | ';' | '/' | ':' | '\r'), Some(home)) => value.push_str(home),
+            (None | Some(' ' | '\t' | '\n' | ';' | '/' | ':' | '\r'), Some(home)) => self.put(home, value),
             (None | Some(' ' | '\t' | '\n' | ';' | '/' | ':' | '\r'), None) => self.refuse(EnvProblem::NoHome),
             _ => self.refuse(EnvProblem::Evaluates("the home directory of another user (~name)")),
         }
