@@ -43,6 +43,10 @@ pub enum Fault {
     DropConnections,
     /// Health reports are written this late, and not at all if their stream has ended by then: a close overtakes them.
     SlowReports(Duration),
+    /// This many health reports are lost, as all are: nobody is told.
+    LoseReports(u32),
+    /// Endpoints are pushed again and again, though nothing has changed.
+    Flood,
     /// This many registrations are refused with the API server's write conflict.
     Conflict(u32),
     /// A registration within this time of its entry's disconnect meets the write conflict: istiod's own race.
@@ -110,14 +114,23 @@ impl Faults {
 
     /// Uses up one of the conflicts that were ordered.
     pub(crate) fn conflict(&self) -> bool {
+        self.use_up(|fault| if let Fault::Conflict(left) = fault { Some(left) } else { None })
+    }
+
+    /// Uses up one of the reports that are to be lost.
+    pub(crate) fn lose_report(&self) -> bool {
+        self.use_up(|fault| if let Fault::LoseReports(left) = fault { Some(left) } else { None })
+    }
+
+    fn use_up(&self, count: impl Fn(&mut Fault) -> Option<&mut u32>) -> bool {
         let mut faults = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for fault in faults.iter_mut() {
-            if let Fault::Conflict(left @ 1..) = fault {
+        match faults.iter_mut().find_map(count) {
+            Some(left @ 1..) => {
                 *left -= 1;
-                return true;
+                true
             }
+            _ => false,
         }
-        false
     }
 }
 
@@ -126,7 +139,7 @@ impl Faults {
 #[error("{0:?} is no fault; one of {names}, some with a value as in short-life=3s, conflict=2, admission=1.5", names = NAMES.join(" "))]
 pub struct UnknownFault(String);
 
-const NAMES: [&str; 27] = [
+const NAMES: [&str; 29] = [
     "ca-down",
     "ca-hangs",
     "ca-refuses=CODE",
@@ -142,6 +155,8 @@ const NAMES: [&str; 27] = [
     "drop-streams",
     "drop-connections",
     "slow-reports=TIME",
+    "lose-reports=N",
+    "flood",
     "conflict=N",
     "conflict-window=TIME",
     "no-group",
@@ -185,6 +200,8 @@ impl FromStr for Fault {
             "drop-streams" => Self::DropStreams,
             "drop-connections" => Self::DropConnections,
             "slow-reports" => Self::SlowReports(time()?),
+            "lose-reports" => Self::LoseReports(number()?.unsigned_abs()),
+            "flood" => Self::Flood,
             "conflict" => Self::Conflict(number()?.unsigned_abs()),
             "conflict-window" => Self::ConflictWindow(time()?),
             "no-group" => Self::NoGroup,

@@ -1,6 +1,10 @@
 //! One aggregated discovery stream, in either encoding.
 
-use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::SystemTime,
+};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +46,8 @@ struct Session {
     node: Arc<Node>,
     lease: Option<Lease>,
     subscriptions: BTreeMap<String, Subscription>,
+    /// The picture that was pushed last.
+    seen: Registry,
 }
 
 /// How a stream ended on the lab's side.
@@ -114,6 +120,14 @@ impl Istiod {
         }
     }
 
+    /// Comes at once, again and again, while a flood is ordered.
+    async fn flood(&self) {
+        if !self.faults.has(Fault::Flood) {
+            std::future::pending::<()>().await;
+        }
+        tokio::task::yield_now().await;
+    }
+
     /// Waits for the first request that is no health report, and registers.
     async fn open(
         self: &Arc<Self>,
@@ -156,7 +170,8 @@ impl Istiod {
             type_url: first.type_url.clone(),
             identity: identity.uri.clone(),
         });
-        let session = Session { istiod: Arc::clone(self), rpc, id, node, lease, subscriptions: BTreeMap::new() };
+        let (subscriptions, seen) = (BTreeMap::new(), Registry::clone(&self.registry.borrow()));
+        let session = Session { istiod: Arc::clone(self), rpc, id, node, lease, subscriptions, seen };
         Ok((session, first))
     }
 }
@@ -172,6 +187,7 @@ impl Session {
                     changed.map_err(|_| Ending::Gone)?;
                     self.push(&current(&mut registry), writer);
                 }
+                () = self.istiod.flood() => self.push_again(&registry.borrow().clone(), writer),
             }
         }
     }
@@ -219,8 +235,22 @@ impl Session {
         Ok(())
     }
 
-    /// Sends what has changed of everything that was subscribed.
+    /// Sends the endpoints that were subscribed once more.
+    fn push_again(&mut self, registry: &Registry, writer: &mut Writer) {
+        let resources = self.resources(registry, types::ENDPOINT, None);
+        self.send(types::ENDPOINT, resources, Vec::new(), registry, writer);
+    }
+
+    /// Sends what has changed of everything that was subscribed. The endpoints of a service that was removed are sent
+    /// though there were none before.
     fn push(&mut self, registry: &Registry, writer: &mut Writer) {
+        let removed = |registry: &Registry, name: &String| self.seen.has(name) && !registry.has(name);
+        let orphans: BTreeSet<String> = self
+            .subscriptions
+            .get(types::ENDPOINT)
+            .map(|endpoints| endpoints.names.iter().filter(|name| removed(registry, name)).cloned().collect())
+            .unwrap_or_default();
+        self.seen = registry.clone();
         let subscribed: Vec<String> = self.subscriptions.keys().cloned().collect();
         for type_url in subscribed {
             let Some(now) = self.resources(registry, &type_url, None) else { continue };
@@ -229,7 +259,9 @@ impl Session {
                 subscription.sent.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
             let changed: Resources = now
                 .iter()
-                .filter(|(name, r)| subscription.sent.get(*name) != Some(r))
+                .filter(|(name, r)| {
+                    subscription.sent.get(*name) != Some(r) || type_url == types::ENDPOINT && orphans.contains(*name)
+                })
                 .map(|(n, r)| (n.clone(), r.clone()))
                 .collect();
             if changed.is_empty() && removed.is_empty() {

@@ -46,7 +46,7 @@ pub(crate) mod types {
 pub(crate) type Resources = BTreeMap<String, Any>;
 
 /// A picture of the store, taken a little after it changed: istiod collects changes for a while before it pushes.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Registry {
     services: Vec<Service>,
     entries: Vec<WorkloadEntry>,
@@ -85,6 +85,11 @@ impl Registry {
             add(format!("outbound|80||padding-{n}.invalid"), "x".repeat(2048));
         }
         clusters
+    }
+
+    /// Whether there is a service of this cluster's name.
+    pub(crate) fn has(&self, cluster: &str) -> bool {
+        cluster.rsplit('|').next().is_some_and(|host| self.services.iter().any(|service| service.host == host))
     }
 
     /// The endpoints of a cluster, empty for a name that nobody has.

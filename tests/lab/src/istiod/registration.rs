@@ -239,27 +239,28 @@ impl Istiod {
     fn write_report(&self, lease: Option<&Lease>, stream: u64, unhealthy: Option<String>) {
         let now = rfc3339_nano(SystemTime::now());
         let (healthy, message) = (unhealthy.is_none(), unhealthy.unwrap_or_default());
-        let written = lease.filter(|_| self.api_is_down().is_none()).is_some_and(|lease| {
-            self.mesh.store.write(|s| {
-                let Some(entry) = s.entries.get_mut(&lease.key) else { return false };
-                let controlled = entry.annotations.get(annotation::CONTROLLER) == Some(&self.settings.name);
-                let newer = entry.conditions.iter().any(|c| c.kind == "Healthy" && c.last_probe_time > now);
-                if !controlled || newer {
-                    return false;
-                }
-                entry.conditions.retain(|c| c.kind != "Healthy");
-                let status = if healthy { "True" } else { "False" };
-                let condition = Condition {
-                    kind: "Healthy".to_owned(),
-                    status: status.to_owned(),
-                    message: message.clone(),
-                    last_probe_time: now.clone(),
-                    last_transition_time: now,
-                };
-                entry.conditions.push(condition);
-                true
-            })
-        });
+        let written =
+            lease.filter(|_| self.api_is_down().is_none() && !self.faults.lose_report()).is_some_and(|lease| {
+                self.mesh.store.write(|s| {
+                    let Some(entry) = s.entries.get_mut(&lease.key) else { return false };
+                    let controlled = entry.annotations.get(annotation::CONTROLLER) == Some(&self.settings.name);
+                    let newer = entry.conditions.iter().any(|c| c.kind == "Healthy" && c.last_probe_time > now);
+                    if !controlled || newer {
+                        return false;
+                    }
+                    entry.conditions.retain(|c| c.kind != "Healthy");
+                    let status = if healthy { "True" } else { "False" };
+                    let condition = Condition {
+                        kind: "Healthy".to_owned(),
+                        status: status.to_owned(),
+                        message: message.clone(),
+                        last_probe_time: now.clone(),
+                        last_transition_time: now,
+                    };
+                    entry.conditions.push(condition);
+                    true
+                })
+            });
         self.log.push(What::Health { entry: lease.map(|l| name_of(&l.key)), stream, healthy, message, lost: !written });
     }
 
