@@ -153,7 +153,7 @@ async fn a_refused_token_is_named_and_tried_again() {
     let w = blames(&mut agent, "the credential was not accepted").await;
     assert_eq!(w.identity.state, IdentityState::None, "a token that looks good is not called dead");
     let w = agent.until("payments", "told of it", |w| says(&w.registration.cause, "was not accepted")).await;
-    assert_eq!(w.registration.state, RegistrationState::Lost);
+    assert_eq!(w.registration.state, RegistrationState::Asked);
     lab.heal_all();
     agent.ready("payments").await;
     agent.stop().await;

@@ -43,7 +43,8 @@ async fn a_silent_control_plane_leaves_the_workload_asking() {
 
 /// Waits for a refusal of this kind, and gives its text.
 async fn refused(agent: &mut Running, state: RegistrationState) -> String {
-    let w = agent.until("payments", state.as_str(), |w| w.registration.state == state).await;
+    let told = |w: &we_agent::status::WorkloadReport| w.registration.state == state && w.registration.cause.is_some();
+    let w = agent.until("payments", state.as_str(), told).await;
     assert!(!w.ready);
     w.registration.cause.expect("a refusal has a cause")
 }

@@ -190,37 +190,39 @@ async fn resumed(lab: &Lab, mark: usize, uid: &str) {
     assert!(matches!(&event.what, What::EntryConnected { uid: same, .. } if same == uid), "{event:?}");
 }
 
-#[tokio::test]
-async fn lost_streams_and_conflicts_do_not_cost_the_entry() {
+/// Faults, and how many of istiod's own write conflicts each of them meets. A storm is a story of its own: whose sessions
+/// live for moments comes back more and more slowly.
+async fn storm(faults: &[(Fault, u32)], window: Duration) {
     let lab = lab().spawn().await.unwrap();
     let host = host(&lab);
     let mut agent = host.start().await;
     agent.ready("payments").await;
     let uid_before = uid(&lab);
-    for fault in [Fault::DropStreams, Fault::DropConnections, Fault::DropStreams] {
+    lab.inject(Fault::ConflictWindow(window));
+    for (fault, conflicts) in faults {
         let mark = lab.mark();
-        lab.inject(fault);
-        resumed(&lab, mark, &uid_before).await;
-    }
-    // A storm: istiod's own writes meet ours again and again.
-    for (fault, conflicts) in [(Fault::Goaway, 1), (Fault::DropStreams, 5), (Fault::DropConnections, 3)] {
-        let mark = lab.mark();
-        lab.inject(Fault::Conflict(conflicts));
-        lab.inject(fault);
+        lab.inject(Fault::Conflict(*conflicts));
+        lab.inject(fault.clone());
         resumed(&lab, mark, &uid_before).await;
         let met = |e: &&Event| matches!(e.what, What::StreamRefused { code: 2, .. });
         let refused = lab.events_since(mark).iter().filter(met).count();
-        assert_eq!(refused, usize::try_from(conflicts).unwrap(), "the conflicts were met, all of them");
+        let all = usize::try_from(*conflicts).unwrap();
+        assert!(refused == all || !window.is_zero(), "{refused} of {all} conflicts were met");
     }
-    // And the race as it is: whoever comes back too soon meets it.
-    lab.inject(Fault::ConflictWindow(Duration::from_millis(300)));
-    let mark = lab.mark();
-    lab.inject(Fault::DropStreams);
-    resumed(&lab, mark, &uid_before).await;
     agent.ready("payments").await;
     assert_eq!(uid(&lab), uid_before);
     assert!(!lab.events().iter().any(|e| matches!(e.what, What::EntryDeleted { .. })));
     agent.stop().await;
+}
+
+#[tokio::test]
+async fn lost_streams_and_conflicts_do_not_cost_the_entry() {
+    let (none, window) = (Duration::ZERO, Duration::from_millis(300));
+    storm(&[(Fault::DropStreams, 0), (Fault::DropConnections, 0), (Fault::DropStreams, 0)], none).await;
+    storm(&[(Fault::Goaway, 1), (Fault::DropStreams, 5)], none).await;
+    storm(&[(Fault::DropConnections, 3)], none).await;
+    // And the race as it is: whoever comes back too soon meets it.
+    storm(&[(Fault::DropStreams, 0)], window).await;
 }
 
 #[tokio::test]
