@@ -35,7 +35,7 @@ pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: Fi
             true => retry.after_life(begun.elapsed(), error.cost()),
             false => retry.after(error.cost()),
         };
-        held |= was_registered;
+        held |= matches!(&*post.registration.borrow(), Registration::Registered { .. } | Registration::Lost { .. });
         tell(&post, &error, held, clock);
         forget(&post.membership);
         tracing::debug!(cause = %error, wait = ?wait, "session ended");

@@ -4,6 +4,7 @@
 mod activation;
 mod address;
 mod admin;
+mod agreement;
 mod allowed;
 mod architecture;
 mod authority;
@@ -15,8 +16,6 @@ mod credentials;
 mod daemon;
 mod demo;
 mod exec;
-mod exhaustion;
-mod fault_matrix;
 mod faults;
 mod files;
 mod foreign;

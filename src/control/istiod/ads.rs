@@ -1,5 +1,6 @@
 //! One stream of the aggregated discovery service: requests, answers, acknowledgements, health reports.
 
+mod outbox;
 mod wire;
 
 use super::Istiod;
@@ -14,10 +15,12 @@ use crate::{
 use prost::Message;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tonic::Code;
-use wire::{Ask, Received, Wire};
+use wire::{Received, Wire};
 
 pub(super) const CALL: &str = Error::REGISTRATION;
 const ENDPOINTS: &str = "type.googleapis.com/envoy.config.endpoint.v3.ClusterLoadAssignment";
+/// Asked for when no service is known to select us: its empty answer is all the acknowledgement that it takes.
+const NOBODY: &str = "outbound|80||we-agent.invalid";
 const CLUSTERS: &str = "type.googleapis.com/envoy.config.cluster.v3.Cluster";
 /// Not a resource: a request of this type reports health (Istio's own extension of the protocol).
 const HEALTH: &str = "type.googleapis.com/istio.v1.HealthInformation";
@@ -35,64 +38,42 @@ pub(super) enum Answer {
     Clusters(Vec<String>),
 }
 
-/// What we have asked for of one type. Only an answer to it can be acknowledged or refused: error details on a type
-/// that was not asked for crash istiod, and cannot be built here.
-#[derive(Debug, Default)]
-struct Subscription {
-    names: BTreeSet<String>,
-    /// Version and nonce of the last answer, empty before it.
-    version: String,
-    nonce: String,
-}
-
 /// A stream. Dropping it resets it; [`Stream::close`] ends it in order.
 pub(super) struct Stream {
     pub(super) link: Arc<Link>,
     wire: Wire,
-    /// Said with the first request of the stream only.
-    node: Option<Node>,
-    endpoints: Option<Subscription>,
-    clusters: Option<Subscription>,
+    /// The verdict that was reported last.
+    said: Option<Health>,
 }
 
 impl Stream {
     /// A stream on `link`. Nothing is sent before the first subscription; the call is made by [`Stream::next`].
     pub(super) async fn new(istiod: &Istiod, link: Arc<Link>, node: Node, max_bytes: usize) -> Result<Self, Error> {
-        let wire = Wire::open(istiod, &link, max_bytes).await?;
-        Ok(Self { link, wire, node: Some(node), endpoints: None, clusters: None })
+        let wire = Wire::open(istiod, &link, node, max_bytes).await?;
+        Ok(Self { link, wire, said: None })
     }
 
-    /// Asks for the endpoints of these clusters instead of those asked for before.
+    /// Asks for the endpoints of these clusters instead of those asked for before. For want of a name nobody's are asked
+    /// for: an unknown cluster has an empty answer, and no name at all would mean every cluster.
     pub(super) fn watch_endpoints(&mut self, names: BTreeSet<String>) {
-        let before = self.endpoints.take().unwrap_or_default();
-        if before.names == names {
-            self.endpoints = Some(before);
-            return;
-        }
-        let ask = Ask {
-            node: self.node.take(),
-            subscribe: names.difference(&before.names).cloned().collect(),
-            unsubscribe: before.names.difference(&names).cloned().collect(),
-            names: names.iter().cloned().collect(),
-            version: before.version.clone(),
-            // Only state of the world wants the nonce here; in the incremental encoding it would make this an answer.
-            nonce: if matches!(self.wire, Wire::Sotw(..)) { before.nonce.clone() } else { String::new() },
-            ..Ask::of(ENDPOINTS)
-        };
-        self.wire.send(ask);
-        self.endpoints = Some(Subscription { names, ..before });
+        let names = if names.is_empty() { BTreeSet::from([NOBODY.to_owned()]) } else { names };
+        self.wire.outbox.want(ENDPOINTS, names);
     }
 
     /// Asks for all clusters.
     pub(super) fn watch_clusters(&mut self) {
-        let ask = Ask { node: self.node.take(), ..Ask::of(CLUSTERS) };
-        self.wire.send(ask);
-        self.clusters = Some(Subscription::default());
+        self.wire.outbox.want(CLUSTERS, BTreeSet::new());
     }
 
-    /// Reports a verdict. Nothing is sent for one that is unknown or parked, nor before the first subscription: istiod
-    /// drops a report that comes first.
-    pub(super) fn report(&self, health: &Health) {
+    /// Reports a verdict, if this stream was not told already.
+    pub(super) fn report(&mut self, health: &Health) {
+        if self.said.as_ref() != Some(health) {
+            self.report_again(health);
+        }
+    }
+
+    /// Reports a verdict whatever was said before. Nothing is sent for one that is unknown or parked.
+    pub(super) fn report_again(&mut self, health: &Health) {
         let detail = match health {
             Health::Unknown | Health::Delayed { .. } | Health::Parked { .. } => return,
             Health::Healthy => None,
@@ -100,9 +81,8 @@ impl Stream {
                 Some(Detail { code: INTERNAL, message: message.chars().take(MAX_REPORT).collect() })
             }
         };
-        if self.node.is_none() {
-            self.wire.send(Ask { detail, ..Ask::of(HEALTH) });
-        }
+        self.said = Some(health.clone());
+        self.wire.outbox.report(detail);
     }
 
     /// The next answer, already acknowledged (or refused, when it cannot be decoded). Safe to cancel.
@@ -124,37 +104,25 @@ impl Stream {
 
     /// Acknowledges an answer to a subscription of ours and gives its content; anything else is passed over.
     fn take(&mut self, received: Received) -> Option<Answer> {
-        let subscription = match received.type_url.as_str() {
-            ENDPOINTS => self.endpoints.as_mut()?,
-            CLUSTERS => self.clusters.as_mut()?,
+        let (type_url, decoded) = match received.type_url.as_str() {
+            ENDPOINTS => {
+                let gone = received.removed.into_iter();
+                let gone = gone.map(|cluster_name| ClusterLoadAssignment { cluster_name, ..Default::default() });
+                (
+                    ENDPOINTS,
+                    decode(&received.resources).map(|all| Answer::Endpoints(all.into_iter().chain(gone).collect())),
+                )
+            }
+            CLUSTERS => {
+                let names = |all: Vec<Cluster>| Answer::Clusters(all.into_iter().map(|c| c.name).collect());
+                (CLUSTERS, decode(&received.resources).map(names))
+            }
             _ => return None,
         };
-        subscription.nonce.clone_from(&received.nonce);
-        let decoded = match received.type_url.as_str() {
-            ENDPOINTS => decode(&received.resources).map(|mut all| {
-                let gone = received.removed.iter().map(|name| name.to_owned());
-                all.extend(gone.map(|cluster_name| ClusterLoadAssignment { cluster_name, ..Default::default() }));
-                Answer::Endpoints(all)
-            }),
-            _ => decode::<Cluster>(&received.resources)
-                .map(|all| Answer::Clusters(all.into_iter().map(|c| c.name).collect())),
-        };
-        let refusal = match &decoded {
-            Ok(_) => {
-                subscription.version = received.version;
-                None
-            }
-            Err(e) => Some(Detail { code: Code::InvalidArgument as i32, message: e.to_string() }),
-        };
-        let ask = Ask {
-            names: subscription.names.iter().cloned().collect(),
-            version: subscription.version.clone(),
-            nonce: received.nonce,
-            detail: refusal,
-            ..Ask::of(if received.type_url == ENDPOINTS { ENDPOINTS } else { CLUSTERS })
-        };
-        self.wire.send(ask);
-        decoded.ok()
+        let refusal = decoded.as_ref().err();
+        let refusal = refusal.map(|e| Detail { code: Code::InvalidArgument as i32, message: e.to_string() });
+        let asked = self.wire.outbox.answered(type_url, received.version, received.nonce, refusal);
+        decoded.ok().filter(|_| asked)
     }
 
     /// Half-closes and waits until istiod has ended the stream too, `within` at most.

@@ -1,10 +1,14 @@
 //! The session with istiod: a stream whose life is the registration.
 //!
-//! There is at most one stream that counts. It is replaced, never interrupted: on GOAWAY, for a renewed certificate and
-//! for a new address the next stream is opened first; when istiod has answered it, and 100 ms later, the old one is
-//! closed. Always the older first: istiod forgets to mark an entry whose newer stream ended before the older.
+//! There is at most one stream that counts. It is replaced, never interrupted: on GOAWAY, for a renewed certificate, for
+//! a new address and when the mesh has lost our entry the next stream is opened first; when istiod has answered it, and
+//! 100 ms later, the old one is closed. What is to be done when is decided by [`machine`]; here it is done.
 
+mod fact;
 mod live;
+mod machine;
+mod repeat;
+mod succession;
 
 use super::{
     Istiod,
@@ -12,274 +16,248 @@ use super::{
     membership::{Observer, Turn, at},
 };
 use crate::{
-    control::{Error, Post},
-    status::{self, Health, Identity, Membership, Registration, Trouble},
-    time::{Backoff, between},
+    control::{Error, Post, Retry, link::Link},
+    status::{self, Health, Identity, Registration, Trouble},
+    time::between,
 };
 use live::{Live, entry, open};
+use machine::{Action, Event, Machine, Reason};
+use repeat::Repeat;
 use std::{
-    collections::BTreeSet,
     pin::Pin,
+    sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::{sync::watch, time::Instant};
 
 /// Between the answer to a new stream and the end of the old one, and before a conflict is tried again.
 const OVERLAP: Duration = Duration::from_millis(100);
-/// A report that istiod lost is repeated after this, ±10 %: nothing acknowledges a report.
-const REPEAT: Duration = Duration::from_secs(300);
+/// How long a workload may be called registered while its next stream is on its way: half of the time that istiod keeps
+/// the entry.
+const GRACE: Duration = Duration::from_secs(5);
+/// A server that sends everybody away shall not have everybody back at once.
+const SPREAD: Duration = Duration::from_secs(2);
 /// How long istiod is given to end a stream that we have half-closed.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// From an unhealthy report to the end of the stream, when leaving for good: the close must not overtake it.
 const REPORTED: Duration = Duration::from_millis(300);
 
-/// Why the stream shall be replaced.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Move {
-    /// The server asked for it.
-    Goaway,
-    /// A renewed certificate is to be proven.
-    Renewed,
-    /// The host has another address.
-    Address,
-}
-
 type Opening<'a> = Pin<Box<dyn Future<Output = Result<Live, Error>> + Send + 'a>>;
 
 /// Holds the session while it runs.
 pub(super) async fn hold(istiod: &Istiod, post: &mut Post) -> Result<(), Error> {
-    let addresses = post.addresses.borrow_and_update().clone();
-    let (entry, since) = (entry(istiod, &addresses)?, istiod.clock.now());
-    if *post.registration.borrow() == Registration::Absent {
-        post.registration.send_replace(Registration::Asked { entry, since, trouble: None });
-    }
-    let mut identity = istiod.credential.identity.clone();
-    identity.mark_unchanged();
-    let rungs = istiod.credential.rungs(since);
-    let opening = open(istiod, addresses, rungs, false, BTreeSet::new(), post.health.clone());
-    let live = tokio::select! {
-        live = opening => live?,
-        () = post.stop.cancelled() => return Ok(()),
-    };
-    Session::new(istiod, live).run(post, identity).await
+    Session::begin(istiod, post)?.run().await
 }
 
-/// A session whose registration was acknowledged.
 struct Session<'a> {
     istiod: &'a Istiod,
-    live: Live,
+    post: &'a mut Post,
+    identity: watch::Receiver<Identity>,
+    machine: Machine,
+    opening: Option<Opening<'a>>,
+    /// The stream that was opened last, before it is adopted.
+    answered: Option<Live>,
+    live: Option<Live>,
+    older: Option<Stream>,
     /// Since when the entry is held without a gap.
     since: SystemTime,
-    /// The stream before this one, and when it may be closed.
-    older: Option<(Stream, Instant)>,
-    /// When the last stream was closed.
-    retired: Option<Instant>,
-    /// When a replacement is due, and for which reason.
-    due: Option<(Move, Instant)>,
-    moving: Option<(Move, Opening<'a>)>,
-    backoff: Backoff,
-    /// What the control plane says against our newest certificate.
-    refused: Option<Trouble>,
+    retry: Retry,
+    /// Why the last stream ended or could not be opened; none since one was answered.
+    error: Option<Error>,
+    /// What is wrong although the session lives.
+    trouble: Option<Trouble>,
     observer: Observer<'a>,
-    repeat_at: Instant,
+    repeat: Option<Repeat>,
 }
 
 impl<'a> Session<'a> {
-    fn new(istiod: &'a Istiod, live: Live) -> Self {
-        Self {
+    fn begin(istiod: &'a Istiod, post: &'a mut Post) -> Result<Self, Error> {
+        let addresses = post.addresses.borrow_and_update().clone();
+        let (entry, since) = (entry(istiod, &addresses)?, istiod.clock.now());
+        post.registration.send_if_modified(|fact| {
+            let news = match fact {
+                Registration::Absent => Registration::Asked { entry, since, trouble: None },
+                Registration::Asked { entry: before, since, trouble } if *before != entry => {
+                    Registration::Asked { entry, since: *since, trouble: trouble.clone() }
+                }
+                _ => return false,
+            };
+            *fact = news;
+            true
+        });
+        let mut identity = istiod.credential.identity.clone();
+        identity.mark_unchanged();
+        let rungs = istiod.credential.rungs(since);
+        let observer = Observer::new(istiod, &post.health.borrow_and_update());
+        let opening = open(istiod, addresses, rungs, false, observer.names(), post.health.clone());
+        Ok(Self {
             istiod,
-            since: istiod.clock.now(),
+            identity,
+            machine: Machine::new(),
+            opening: Some(Box::pin(opening)),
+            answered: None,
+            live: None,
             older: None,
-            retired: None,
-            due: None,
-            moving: None,
-            backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(30)),
-            refused: None,
-            observer: Observer::new(istiod),
-            repeat_at: Instant::now() + REPEAT,
-            live,
-        }
+            since,
+            retry: Retry::new(Duration::from_millis(500), Duration::from_secs(30)),
+            error: None,
+            trouble: None,
+            observer,
+            repeat: None,
+            post,
+        })
     }
 
-    async fn run(mut self, post: &mut Post, mut identity: watch::Receiver<Identity>) -> Result<(), Error> {
-        self.settle(post);
+    async fn run(mut self) -> Result<(), Error> {
         loop {
-            let link = self.live.stream.link.clone();
-            // A certificate that waits for its next proof does not keep us on a connection that ends.
-            let staying = self.moving.is_none() && self.due.is_none_or(|(why, _)| why == Move::Renewed);
-            tokio::select! {
+            let stopped = self.machine.is_leaving();
+            let link = self.live.as_ref().filter(|_| !self.machine.has(Reason::Goaway));
+            let link = link.map(|live| live.stream.link.clone());
+            let event = tokio::select! {
+                // Pushes come last: a flood of them delays neither a report nor a stop.
                 biased;
-                () = post.stop.cancelled() => {
-                    let for_good = *post.leaving.borrow();
-                    self.leave(for_good).await;
-                    return Ok(());
+                () = self.post.stop.cancelled(), if !stopped => Event::Stop { for_good: *self.post.leaving.borrow() },
+                () = at(self.machine.next()) => Event::Time,
+                Ok(()) = self.post.health.changed() => { self.verdict(); continue }
+                () = at(self.repeat.as_ref().map(|repeat| repeat.at)) => { self.repeat(); continue }
+                opened = finished(&mut self.opening) => self.opened(opened),
+                () = told_to_go(link) => {
+                    Event::Reason(Reason::Goaway, Instant::now() + between(Duration::ZERO, SPREAD))
                 }
-                answer = self.live.stream.next(self.istiod) => match (answer, self.moving.take()) {
-                    (Ok(answer), moving) => {
-                        self.moving = moving;
-                        if let Answer::Endpoints(assignments) = answer {
-                            self.observer.heard(&assignments, &self.live.addresses);
-                        }
-                    }
-                    // The next stream is on its way already.
-                    (Err(_), Some((_, opening))) => {
-                        self.live = tokio::select! {
-                            live = opening => live?,
-                            () = post.stop.cancelled() => return Ok(()),
-                        };
-                        self.settle(post);
-                    }
-                    (Err(error), None) => return Err(error.after_an_answer()),
+                // The first certificate has no predecessor: the token's connection will do until it is renewed.
+                Ok(()) = self.identity.changed() => match self.identity.borrow_and_update().previous.is_some() {
+                    true => Event::Reason(Reason::Renewed, Instant::now()),
+                    false => continue,
                 },
-                Ok(()) = post.health.changed() => {
-                    let health = post.health.borrow_and_update().clone();
-                    self.live.stream.report(&health);
-                    self.observer.health(&health);
-                }
-                () = at(Some(self.repeat_at)) => {
-                    self.live.stream.report(&post.health.borrow());
-                    self.repeat_at = Instant::now() + between(REPEAT.mul_f64(0.9), REPEAT.mul_f64(1.1));
-                }
-                moved = opened(&mut self.moving) => self.moved(moved, post),
-                () = at(self.older.as_ref().map(|(_, at)| *at)) => self.retire(),
-                () = at(self.due.map(|(_, at)| at)) => self.start_move(post),
-                () = link.told_to_go(), if staying => self.due = Some((Move::Goaway, Instant::now())),
-                Ok(()) = identity.changed(), if self.moving.is_none() => {
-                    // The first certificate has no predecessor: the token's connection will do until it is renewed.
-                    if identity.borrow_and_update().previous.is_some() {
-                        self.due = Some((Move::Renewed, Instant::now()));
+                Ok(()) = self.post.addresses.changed() => self.moved(),
+                turn = self.observer.next() => match self.observed(turn) {
+                    Some(event) => event,
+                    None => continue,
+                },
+                answer = heard(self.live.as_mut(), self.istiod) => match answer {
+                    Ok(answer) => { self.take(answer); continue }
+                    Err(error) => {
+                        self.live = None;
+                        self.error = Some(error.after_an_answer());
+                        Event::Ended
                     }
+                },
+            };
+            for action in self.machine.on(event, Instant::now()) {
+                tracing::trace!(?event, ?action, "session");
+                match action {
+                    Action::Open(reasons) => self.open(&reasons),
+                    Action::Adopt => self.adopt(),
+                    Action::Retire => self.older.take().into_iter().for_each(|stream| {
+                        tokio::spawn(stream.close(FAREWELL));
+                    }),
+                    Action::Lose => self.lose(),
+                    Action::Withdraw => self.withdraw(),
+                    Action::Close => match self.live.take() {
+                        Some(live) => live.stream.close(FAREWELL).await,
+                        None => {}
+                    },
+                    Action::End => return Ok(()),
+                    Action::Fail => return self.error.map_or(Ok(()), Err),
                 }
-                Ok(()) = post.addresses.changed(), if self.moving.is_none() => {
-                    let now = post.addresses.borrow_and_update().primary;
-                    if now.is_some() && now != self.live.addresses.primary {
-                        self.due = Some((Move::Address, Instant::now()));
-                    }
-                }
-                turn = self.observer.next() => self.observed(turn, post),
             }
         }
     }
 
-    /// What follows from a stream that was just answered.
-    fn settle(&mut self, post: &Post) {
-        let refused = self.live.refused.take();
-        self.refused = refused.map(|error| self.refusal(&error));
-        if let Some(Answer::Endpoints(assignments)) = self.live.answer.take() {
-            self.observer.heard(&assignments, &self.live.addresses);
+    /// There is a new verdict.
+    fn verdict(&mut self) {
+        let health = self.post.health.borrow_and_update().clone();
+        if let Some(live) = self.live.as_mut().filter(|_| !self.machine.is_leaving()) {
+            live.stream.report(&health);
         }
-        self.backoff.reset();
-        if self.refused.is_some() {
-            // The next renewal may be half a day away: the newest certificate is proven again before.
-            self.due = Some((Move::Renewed, Instant::now() + self.backoff.next_wait()));
-        }
-        // A slow istiod has enough to do: the look is put off.
-        let slow = self.live.took > Duration::from_secs(1);
-        self.observer.look_after(if slow { between(Duration::ZERO, REPEAT / 10) } else { Duration::ZERO });
-        self.tell(post);
+        self.observer.health(&health);
     }
 
-    fn refusal(&self, error: &Error) -> Trouble {
-        let since = self.refused.as_ref().map(|before| before.since);
-        Trouble {
-            since: since.unwrap_or_else(|| self.istiod.clock.now()),
-            kind: Trouble::NEW_CERTIFICATE_REFUSED,
-            cause: format!(
-                "the control plane refuses our newest certificate, so the previous credential stays in use: {error}; \
-                 if the mesh's CA was just changed, restart istiod"
-            ),
+    /// The verdict is reported again.
+    fn repeat(&mut self) {
+        self.report_again();
+        self.repeat.iter_mut().for_each(|repeat| repeat.done(Instant::now()));
+    }
+
+    fn report_again(&mut self) {
+        if let Some(live) = self.live.as_mut().filter(|_| !self.machine.is_leaving()) {
+            live.stream.report_again(&self.post.health.borrow());
         }
     }
 
-    fn tell(&self, post: &Post) {
-        let Ok(entry) = entry(self.istiod, &self.live.addresses) else { return };
-        status::tell(
-            &post.registration,
-            Registration::Registered { entry, since: self.since, trouble: self.refused.clone() },
-        );
-    }
-
-    fn start_move(&mut self, post: &Post) {
-        let Some((why, _)) = self.due.take() else { return };
-        let mut rungs = self.istiod.credential.rungs(self.istiod.clock.now());
-        if why == Move::Renewed {
-            rungs.truncate(1); // a proof of this one, not of an older
-            if rungs.iter().all(|rung| rung.same(&self.live.stream.link.rung)) {
-                return;
-            }
+    /// The addresses have changed.
+    fn moved(&mut self) -> Event {
+        let now = self.post.addresses.borrow_and_update().primary;
+        let differs = |live: &Live| now.is_some() && now != live.addresses.primary;
+        // While a stream is being opened it is that one which may have the wrong address.
+        if self.opening.is_some() && now.is_some() || self.live.as_ref().is_some_and(differs) {
+            return Event::Reason(Reason::Address, Instant::now());
         }
-        let addresses = post.addresses.borrow().clone();
-        let fresh = why == Move::Address;
-        let opening = open(self.istiod, addresses, rungs, fresh, self.observer.names(), post.health.clone());
-        self.moving = Some((why, Box::pin(opening)));
+        Event::Moot(Reason::Address)
     }
 
-    fn moved(&mut self, (why, live): (Move, Result<Live, Error>), post: &Post) {
-        match live {
-            Ok(live) => {
-                self.retire(); // should there still be one
-                let old = std::mem::replace(&mut self.live, live);
-                if old.addresses.primary != self.live.addresses.primary {
-                    self.since = self.istiod.clock.now();
-                }
-                self.older = Some((old.stream, Instant::now() + OVERLAP));
-                tracing::debug!(?why, peer = %self.live.stream.link.peer, "moved to a new stream");
-                self.settle(post);
-            }
-            Err(error) => {
-                if why == Move::Renewed && error.is_about_credential() {
-                    self.refused = Some(self.refusal(&error));
-                }
-                tracing::debug!(?why, cause = %error, "could not move to a new stream, the old one lives on");
-                self.due = Some((why, Instant::now() + self.backoff.next_wait()));
-                self.tell(post);
-            }
+    fn take(&mut self, answer: Answer) {
+        if let (Answer::Endpoints(assignments), Some(live)) = (answer, &self.live) {
+            self.observer.heard(&assignments, &live.addresses);
         }
     }
 
-    /// Closes the older stream, aside.
-    fn retire(&mut self) {
-        if let Some((stream, _)) = self.older.take() {
-            self.retired = Some(Instant::now());
-            tokio::spawn(stream.close(FAREWELL));
+    /// The machine goes down, or the workload leaves for good. Otherwise the application runs on when a session ends, and
+    /// its entry with it, inside istiod's grace period.
+    fn withdraw(&mut self) {
+        if let Some(live) = &mut self.live {
+            live.stream.report(&Health::Unhealthy { message: "the host is shutting down".to_owned() });
         }
     }
 
-    /// Ends the session in order: older stream first. Only when the machine goes down is the workload taken out of
-    /// service before; otherwise it runs on, and its entry with it, inside istiod's grace period.
-    async fn leave(mut self, for_good: bool) {
-        if for_good {
-            self.live.stream.report(&Health::Unhealthy { message: "the host is shutting down".to_owned() });
-            sleep(REPORTED).await;
-        }
-        self.retire();
-        if let Some(retired) = self.retired {
-            sleep_until(retired + OVERLAP).await;
-        }
-        self.live.stream.close(FAREWELL).await;
-    }
-
-    fn observed(&mut self, turn: Turn, post: &Post) {
+    fn observed(&mut self, turn: Turn) -> Option<Event> {
         match turn {
-            Turn::Due if self.istiod.workload.probe.is_some() && *post.health.borrow() != Health::Healthy => {
-                // Such an entry is no endpoint of anything, so the mesh cannot tell which services would select it.
-                if self.observer.names().is_empty() {
-                    status::tell(&post.membership, Membership::Unknown { cause: "the application is not healthy yet" });
+            Turn::Due => {
+                if let Some(live) = self.live.as_ref().filter(|_| self.observer.can_look()) {
+                    self.observer.look(live.stream.link.clone(), live.addresses.clone());
                 }
             }
-            Turn::Due => self.observer.look(self.live.stream.link.clone(), self.live.addresses.clone()),
-            Turn::Names(names) => self.live.stream.watch_endpoints(names),
-            Turn::Told(fact) => status::tell(&post.membership, fact),
+            Turn::Names(names) => self.live.iter_mut().for_each(|live| live.stream.watch_endpoints(names.clone())),
+            Turn::Told(fact) if self.live.is_some() => status::tell(&self.post.membership, fact),
+            Turn::Told(_) => {}
+            Turn::Report => self.report_again(),
+            Turn::Anew { first } => {
+                if first {
+                    tracing::warn!(
+                        "the mesh's list has contradicted the verdict on the application for 10 s: registering anew"
+                    );
+                }
+                return Some(Event::Reason(Reason::Disowned, Instant::now()));
+            }
+            Turn::Agreed => {
+                if self.trouble.as_ref().is_some_and(|trouble| trouble.kind != Trouble::NEW_CERTIFICATE_REFUSED) {
+                    self.trouble = None;
+                    self.tell();
+                }
+                return Some(Event::Moot(Reason::Disowned));
+            }
         }
+        None
     }
 }
 
-async fn opened(moving: &mut Option<(Move, Opening<'_>)>) -> (Move, Result<Live, Error>) {
-    let Some((why, opening)) = moving else { return std::future::pending().await };
-    let done = (*why, opening.await);
-    *moving = None;
+async fn finished(opening: &mut Option<Opening<'_>>) -> Result<Live, Error> {
+    let Some(work) = opening else { return std::future::pending().await };
+    let done = work.await;
+    *opening = None;
     done
+}
+
+async fn told_to_go(link: Option<Arc<Link>>) {
+    match link {
+        Some(link) => link.told_to_go().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn heard(live: Option<&mut Live>, istiod: &Istiod) -> Result<Answer, Error> {
+    match live {
+        Some(live) => live.stream.next(istiod).await,
+        None => std::future::pending().await,
+    }
 }

@@ -23,10 +23,19 @@ struct Place {
     tls: bool,
 }
 
-/// What is known of the services that select us: cluster name → our endpoints in it.
+/// What is known of the services that select us: cluster name → our endpoints in it. Each has listed us once.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Known {
     clusters: BTreeMap<String, Vec<Place>>,
+}
+
+/// What a look at the whole mesh has brought.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// Every service that there is.
+    pub(super) clusters: BTreeSet<String>,
+    /// Those that list us.
+    pub(super) listing: Known,
 }
 
 impl Known {
@@ -40,6 +49,26 @@ impl Known {
         let places = assignments.into_iter().map(|a| (places_of(&a, ours), a.cluster_name));
         Self {
             clusters: places.filter(|(places, _)| !places.is_empty()).map(|(places, name)| (name, places)).collect(),
+        }
+    }
+
+    /// Whether any of them lists us; none while there is none.
+    pub(super) fn listed(&self) -> Option<bool> {
+        (!self.clusters.is_empty()).then(|| self.clusters.values().any(|places| !places.is_empty()))
+    }
+
+    /// Whether one of them lists us no more.
+    pub(super) fn lacks(&self) -> bool {
+        self.clusters.values().any(Vec::is_empty)
+    }
+
+    /// Takes in a look. When nobody lists us it may be the entry that is missing, or healthy no more: then the services
+    /// that there still are remain, unless that is `final`, and we were left out on purpose.
+    pub(super) fn take(&mut self, seen: Seen, is_final: bool) {
+        if is_final || seen.listing.listed() == Some(true) {
+            self.clusters = seen.listing.clusters;
+        } else {
+            self.clusters.retain(|name, _| seen.clusters.contains(name));
         }
     }
 
@@ -125,6 +154,29 @@ mod tests {
         let lb_endpoints = endpoints.iter().map(endpoint).collect();
         let endpoints = vec![LocalityLbEndpoints { lb_endpoints }];
         ClusterLoadAssignment { cluster_name: cluster.to_owned(), endpoints }
+    }
+
+    #[test]
+    fn a_service_is_forgotten_when_it_is_gone_or_does_without_us() {
+        let ours: Vec<IpAddr> = vec!["10.0.0.5".parse().unwrap()];
+        let (a, b) = ("outbound|80||a.example.com", "outbound|80||b.example.com");
+        let listing = |clusters: &[&str]| {
+            Known::found(clusters.iter().map(|c| assignment(c, &[("10.0.0.5", 80, false)])).collect(), &ours)
+        };
+        let there = |clusters: &[&str]| clusters.iter().map(|c| (*c).to_owned()).collect::<BTreeSet<_>>();
+        let look = |clusters: &[&str], listed: &[&str], is_final: bool| {
+            let mut known = listing(&[a, b]);
+            known.update(&[assignment(a, &[]), assignment(b, &[])], &ours);
+            assert_eq!(known.listed(), Some(false));
+            known.take(Seen { clusters: there(clusters), listing: listing(listed) }, is_final);
+            known.names()
+        };
+        assert_eq!(look(&[a, b], &[], false), there(&[a, b]), "the entry may be missing");
+        assert_eq!(look(&[b], &[], false), there(&[b]), "a was deleted");
+        assert_eq!(look(&[], &[], false), there(&[]));
+        assert_eq!(look(&[a, b], &[b], false), there(&[b]), "a does without us");
+        assert_eq!(look(&[a, b], &[], true), there(&[]), "so do both, though we are registered and healthy");
+        assert_eq!(Known::default().listed(), None);
     }
 
     #[test]

@@ -23,14 +23,11 @@ use tokio::{
 const ANSWER: Duration = Duration::from_secs(60);
 /// A session's answers hold the endpoints of the services that select us.
 const MAX_ANSWER: usize = 16 << 20;
-/// Asked for when no service is known: an unknown cluster has an empty answer, which is all the acknowledgement takes.
-const NOBODY: &str = "outbound|80||we-agent.invalid";
-
 /// A stream that istiod has answered.
 pub(super) struct Live {
     pub(super) stream: Stream,
     /// The answer: endpoints of the services that select us, where they are known already.
-    pub(super) answer: Option<Answer>,
+    pub(super) answer: Answer,
     /// The addresses it was registered with.
     pub(super) addresses: Addresses,
     /// The certificate or token that it was opened with was not the best one: why.
@@ -60,7 +57,6 @@ pub(super) async fn open(
     names: BTreeSet<String>,
     health: watch::Receiver<Health>,
 ) -> Result<Live, Error> {
-    let names = if names.is_empty() { BTreeSet::from([NOBODY.to_owned()]) } else { names };
     let begin = Instant::now();
     let (ours, watched, verdict) = (&addresses, &names, &health);
     let attempt = |link: Arc<Link>| async move {
@@ -86,8 +82,8 @@ pub(super) async fn open(
     if matches!(&reached, Err(error) if error.is_conflict()) {
         // Two of istiod's own writes have met; a moment later they do not.
         sleep(OVERLAP).await;
-        reached = istiod.climb(endpoint, rungs, false, attempt).await;
+        reached = istiod.climb(endpoint, rungs, fresh, attempt).await;
     }
     let Reached { value: (stream, answer), refused } = reached?;
-    Ok(Live { stream, answer: Some(answer), refused, took: begin.elapsed(), addresses })
+    Ok(Live { stream, answer, refused, took: begin.elapsed(), addresses })
 }
