@@ -153,10 +153,11 @@ impl<'a> Session<'a> {
                     }),
                     Action::Lose => self.lose(),
                     Action::Withdraw => self.withdraw(),
-                    Action::Close => match self.live.take() {
-                        Some(live) => live.stream.close(FAREWELL).await,
-                        None => {}
-                    },
+                    Action::Close => {
+                        if let Some(live) = self.live.take() {
+                            live.stream.close(FAREWELL).await;
+                        }
+                    }
                     Action::End => return Ok(()),
                     Action::Fail => return self.error.map_or(Ok(()), Err),
                 }
