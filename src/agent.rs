@@ -322,7 +322,7 @@ impl Floor {
         let texts = |errors: bundle::BundleErrors| errors.0.iter().map(ToString::to_string).collect::<Vec<_>>();
         let bundle = Bundle::read(&self.root, dir).map_err(texts)?;
         let host = HostFacts { host_name: host_name() };
-        let overrides = unit::overrides(&self.config.workload(name)).map_err(|mistake| vec![mistake])?;
+        let overrides = unit::overrides(&self.config.workload(name));
         let workload = bundle.workload(name, &overrides, &host).map_err(texts)?;
         let key = Key::of(&workload);
         let same = |slot: &Slot| matches!(slot, Slot::Running { key: other, .. } if key.is_some() && *other == key);

@@ -201,7 +201,10 @@ fn discovery(keys: &mut Keys<'_>, proxy: &mesh::ProxyConfig) -> Option<Authority
     }
     let address = proxy.fields.get("discoveryAddress")?.as_str()?;
     let place = proxy.place("discoveryAddress");
-    address.parse().map_err(|e| keys.mistakes.push(Mistake { place, problem: Problem::Authority(e) })).ok()
+    address
+        .parse()
+        .map_err(|e| keys.mistakes.push(Mistake { place, problem: Problem::Authority(address.to_owned(), e) }))
+        .ok()
 }
 
 fn hosts(mistakes: &mut Vec<Mistake>, dir: &BundleDir) -> Hosts {

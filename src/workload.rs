@@ -7,7 +7,7 @@ mod node;
 mod probe;
 pub mod token;
 
-pub use address::{Authority, AuthorityError, is_host};
+pub use address::{Authority, AuthorityError, host_address, is_host};
 pub use entry::{EntryError, check_labels, entry_name, is_dns_label, is_dns_subdomain};
 pub use locality::Locality;
 pub use node::Node;
@@ -82,7 +82,7 @@ pub struct Workload {
     pub labels: BTreeMap<String, String>,
     /// Where it runs, by configuration or label. If none, the cloud may know.
     pub locality: Option<Locality>,
-    /// Where the bundle wants certificate files (`OUTPUT_CERTS`); for the configuration to allow.
+    /// Where the bundle wants certificate files (`OUTPUT_CERTS`), if the configuration allows it.
     pub output_certs: Option<PathBuf>,
     /// Keys of the bundle that have no effect here, sorted.
     pub ignored: Vec<String>,
@@ -107,6 +107,8 @@ pub struct Overrides {
     pub ttl: Option<Duration>,
     /// Whether the token is removed when it has served.
     pub remove_token: bool,
+    /// Whether the certificate is written to the bundle's `OUTPUT_CERTS`, too.
+    pub output_certs: bool,
     /// Address for registration and health.
     pub discovery: Option<Authority>,
     /// Address of the certificate authority.

@@ -35,7 +35,7 @@ pub(super) fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Roo
             (numbered(word(output), &mut words), files)
         })
         .collect();
-    if let Some(dir) = workload.output_certs.as_ref().filter(|_| files.output_certs) {
+    if let Some(dir) = &workload.output_certs {
         let grant = Grant { mode: files.mode, ..Grant::default() };
         outputs.push(("output_certs".to_owned(), Files::new(root, dir, Folder::Theirs, Layout::Flat, grant)));
     }

@@ -24,7 +24,7 @@ use crate::{
     },
     systemd::{Listeners, Units},
     time::Clock,
-    workload::{Locality, Overrides, Workload},
+    workload::{Overrides, Workload},
 };
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{
@@ -248,24 +248,21 @@ fn wanted(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Wanted
 }
 
 /// What our own configuration says over the bundle.
-pub(super) fn overrides(settings: &WorkloadConfig) -> Result<Overrides, String> {
-    let authority = |key: &str, text: &Option<String>| match text {
-        Some(text) => text.parse().map(Some).map_err(|e| format!("we-agent.yaml: controlPlane.{key}: {e}")),
-        None => Ok(None),
-    };
+pub(super) fn overrides(settings: &WorkloadConfig) -> Overrides {
     let control = &settings.control_plane;
-    Ok(Overrides {
+    Overrides {
         addresses: settings.address.clone(),
         trust_domain: settings.trust_domain.clone(),
         key: settings.identity.key,
         ttl: settings.identity.ttl,
         remove_token: settings.identity.remove_token,
-        discovery: authority("discoveryAddress", &control.discovery_address)?,
-        ca: authority("caAddress", &control.ca_address)?,
+        output_certs: settings.files.output_certs,
+        discovery: control.discovery_address.clone(),
+        ca: control.ca_address.clone(),
         server_name: control.server_name.clone(),
-        locality: settings.locality.as_deref().and_then(Locality::parse),
+        locality: settings.locality.clone(),
         cluster_id: settings.cluster_id.clone(),
         network: settings.network.clone(),
         labels: settings.labels.clone(),
-    })
+    }
 }

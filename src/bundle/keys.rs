@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     spiffe::{KeyKind, TrustDomain},
-    workload::{Authority, MAX_TTL, is_host},
+    workload::{Authority, MAX_TTL, host_address, is_host},
 };
 use std::{net::IpAddr, time::Duration};
 
@@ -113,7 +113,7 @@ impl<'a> Keys<'a> {
     }
 
     fn authority(&mut self, key: &str, text: &str) -> Option<Authority> {
-        text.parse().map_err(|e| self.mistake(key, Problem::Authority(e))).ok()
+        text.parse().map_err(|e| self.mistake(key, Problem::Authority(text.to_owned(), e))).ok()
     }
 
     pub(super) fn ttl(&mut self) -> Duration {
@@ -147,10 +147,10 @@ impl<'a> Keys<'a> {
         let Some(key) = ADDRESSES.into_iter().find(|key| self.env.filled(key).is_some()) else { return Vec::new() };
         let mut ips = Vec::new();
         for text in self.env.get(key).unwrap_or_default().split(',').map(str::trim) {
-            match text.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
-                Ok(ip) if ip.is_unspecified() || ip.is_multicast() => self.refuse(key, text, "an address of one host"),
-                Ok(ip) if ips.contains(&ip) => {}
-                Ok(ip) => ips.push(ip),
+            match text.parse().map(host_address) {
+                Ok(None) => self.refuse(key, text, "an address of one host"),
+                Ok(Some(ip)) if ips.contains(&ip) => {}
+                Ok(Some(ip)) => ips.push(ip),
                 Err(_) => self.refuse(key, text, "an IP address (no host name, no zone)"),
             }
         }

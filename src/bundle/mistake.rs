@@ -82,8 +82,8 @@ pub enum Problem {
     #[error("{0}")]
     Refused(&'static str),
     /// An address of the control plane.
-    #[error(transparent)]
-    Authority(#[from] AuthorityError),
+    #[error("{0:?} {1}")]
+    Authority(String, AuthorityError),
     /// The identity.
     #[error(transparent)]
     Identity(#[from] SpiffeIdError),

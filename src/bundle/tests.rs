@@ -66,7 +66,9 @@ fn a_bundle_of_istioctl_is_a_workload() {
 #[test]
 fn our_configuration_wins() {
     let host = Host::new(
-        &format!("{ENV}CA_ADDR=ca.example.com:443\nISTIOD_SAN=san\nISTIO_SVC_IP=10.1.1.1\nSECRET_TTL=1h\n"),
+        &format!(
+            "{ENV}CA_ADDR=ca.example.com:443\nISTIOD_SAN=san\nISTIO_SVC_IP=10.1.1.1\nSECRET_TTL=1h\nOUTPUT_CERTS=/etc/mine\n"
+        ),
         MESH,
     );
     let bundle = host.read().unwrap();
@@ -80,6 +82,7 @@ fn our_configuration_wins() {
         key: Some(KeyKind::Rsa2048),
         ttl: Some(Duration::from_secs(60)),
         remove_token: true,
+        output_certs: true,
         discovery: Some("127.0.0.1:1".parse().unwrap()),
         ca: Some("127.0.0.1:1".parse().unwrap()),
         server_name: Some("x".into()),
@@ -91,6 +94,9 @@ fn our_configuration_wins() {
     let mine = bundle.workload("w", &overrides, &HostFacts::default()).unwrap();
     assert_eq!(mine.discovery, mine.ca);
     assert!(mine.token.remove && !plain.token.remove);
+    assert_eq!((mine.output_certs, plain.output_certs), (Some("/etc/mine".into()), None));
+    assert_eq!(plain.ignored, ["OUTPUT_CERTS (files.outputCerts: true in we-agent.yaml obeys it)"]);
+    assert!(mine.ignored.is_empty());
     assert_eq!(mine.id.as_str(), "spiffe://td/ns/vms/sa/payments");
     assert_eq!((mine.cluster_id.as_str(), mine.network.as_str(), mine.given), ("c", "", overrides.addresses.clone()));
     let node = bundle.workload("w", &overrides, &HostFacts::default()).unwrap().node(&overrides.addresses, None, true);
@@ -184,15 +190,13 @@ fn names_and_overrides_are_checked_too() {
     }
     assert_eq!(told.len(), 3);
     let overrides = Overrides {
-        ttl: Some(Duration::ZERO),
         network: Some("A".into()),
         labels: BTreeMap::from([("a".into(), "b c".into())]),
-        server_name: Some("x y".into()),
         ..Overrides::default()
     };
     let told = Host::new(ENV, MESH).read().unwrap().workload("w", &overrides, &HostFacts::default()).unwrap_err();
     let places: Vec<_> = told.0.iter().map(|m| m.place.as_str()).collect();
-    assert_eq!(places, ["workload w: network", "workload w: labels", "workload w: ttl", "workload w: serverName"]);
+    assert_eq!(places, ["workload w: network", "workload w: labels"]);
 }
 
 #[test]

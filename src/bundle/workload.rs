@@ -3,16 +3,15 @@
 use super::{Bundle, BundleErrors, Mistake, mistake::Problem};
 use crate::{
     spiffe::SpiffeId,
-    workload::{
-        Authority, Endpoint, HostFacts, MAX_TTL, Overrides, Workload, check_labels, entry_name, is_host,
-        token::TokenFile,
-    },
+    workload::{Authority, Endpoint, HostFacts, Overrides, Workload, check_labels, entry_name, token::TokenFile},
 };
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::Path,
-    time::Duration,
 };
+
+/// What is listed of a directory that nothing is written to.
+const NOT_WRITTEN: &str = "OUTPUT_CERTS (files.outputCerts: true in we-agent.yaml obeys it)";
 
 impl Bundle {
     /// What `name` is with `overrides` on top. The name of the instance is the host's, up to the first dot, unless
@@ -37,6 +36,10 @@ impl Bundle {
         let mut labels = self.labels.clone();
         labels.extend(overrides.labels.clone());
 
+        let mut ignored = self.ignored.clone();
+        let set = self.env.filled("OUTPUT_CERTS").is_some();
+        ignored.extend((set && !overrides.output_certs).then(|| NOT_WRITTEN.to_owned()));
+        ignored.sort();
         if let Some(group) = &group {
             // The network is the same at every address, so any one tells whether it can be part of a name.
             if let Err(error) = entry_name(group, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), &network) {
@@ -46,12 +49,6 @@ impl Bundle {
             for (of, place) in [(&self.labels, "ISTIO_METAJSON_LABELS"), (&overrides.labels, "labels")] {
                 check_labels(of).into_iter().for_each(|error| mistake(place, error.into()));
             }
-        }
-        if overrides.ttl.is_some_and(|ttl| !(Duration::from_secs(1)..=MAX_TTL).contains(&ttl)) {
-            mistake("ttl", Problem::Type("from 1s to 2160h (90 days, the most that istiod grants)"));
-        }
-        if overrides.server_name.as_ref().is_some_and(|name| !is_host(name)) {
-            mistake("serverName", Problem::Type("a DNS name or an IP address"));
         }
         let domain = overrides.trust_domain.as_ref().unwrap_or(&self.trust_domain);
         let id = SpiffeId::workload(domain, &self.namespace, &self.service_account);
@@ -89,8 +86,8 @@ impl Bundle {
                 probe_localhost: self.probe_localhost,
                 labels,
                 locality: overrides.locality.clone().or_else(|| self.locality.clone()),
-                output_certs: self.output_certs.clone(),
-                ignored: self.ignored.clone(),
+                output_certs: self.output_certs.clone().filter(|_| overrides.output_certs),
+                ignored,
                 instance: self.instance.clone().unwrap_or_else(|| short.to_owned()),
                 metadata,
                 proxy_config: self.proxy_config.clone(),

@@ -58,7 +58,7 @@ pub enum OutputFormat {
 
 /// The word alone, before it is known whether `passwordFile` goes with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum FormatWord {
+enum FormatWord {
     Pem,
     Combined,
     Pkcs12,
@@ -105,7 +105,7 @@ impl OutputConfig {
 
     fn read(s: &mut Section<'_>) -> Option<Self> {
         let (mut word, mut password_file) = (None, None);
-        s.set_some("format", value::output_format, &mut word);
+        s.set_some("format", output_format, &mut word);
         s.set_some("passwordFile", value::path, &mut password_file);
         let mut output = Self::new(OutputFormat::Pem);
         s.set_some("dir", value::output_dir, &mut output.dir);
@@ -142,6 +142,11 @@ impl OutputConfig {
         }
         Some(output)
     }
+}
+
+fn output_format(text: &str) -> Result<FormatWord, String> {
+    use FormatWord::{Combined, Pem, Pkcs12, Trust};
+    value::one_of(text, &[("pem", Pem), ("combined", Combined), ("pkcs12", Pkcs12), ("trust", Trust)])
 }
 
 impl FilesConfig {

@@ -67,7 +67,7 @@ impl HookConfig {
         let service = |text: &str| value::service_unit(text).inspect_err(|_| wrong_unit = true);
         s.set_some("unit", service, &mut unit);
         let mut deadline = Duration::from_secs(30);
-        s.set("deadline", value::duration, &mut deadline);
+        s.set("deadline", value::up_to(value::HOUR), &mut deadline);
         let mut verify = None;
         s.section("verify", |s| verify = VerifyConfig::read(s));
         let action = match (command.first().is_some_and(|program| !program.is_empty()), unit) {
@@ -90,10 +90,10 @@ impl VerifyConfig {
     fn read(s: &mut Section<'_>) -> Option<Self> {
         let (mut address, mut sni, mut start_tls) = (None, None, None);
         let mut within = Duration::from_secs(15);
-        s.set_some("address", value::authority, &mut address);
+        s.set_some("address", value::host_port, &mut address);
         s.set_some("sni", value::dns_name, &mut sni);
-        s.set_some("startTls", value::start_tls, &mut start_tls);
-        s.set("within", value::duration, &mut within);
+        s.set_some("startTls", |text| value::one_of(text, &[("postgres", StartTlsConfig::Postgres)]), &mut start_tls);
+        s.set("within", value::up_to(value::HOUR), &mut within);
         if address.is_none() {
             s.mistake("needs address, the host:port where the program serves the certificate");
         }

@@ -1,16 +1,17 @@
 //! `inbound`: ports on which the mesh speaks mutual TLS to us, for an application that speaks none.
 
 use super::{allow::counted, section::Section, value};
-use crate::{host::Local, spiffe::IdPattern};
+use crate::{
+    host::Local,
+    spiffe::IdPattern,
+    workload::{is_dns_label, is_dns_subdomain},
+};
 use std::{
     cell::Cell,
     fmt,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::Duration,
 };
-
-/// The longest time that anything here may take.
-const YEAR: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// One listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,9 +85,9 @@ impl InboundConfig {
         s.list("allow", |s| patterns.extend(pattern(s)));
         s.set("proxyProtocol", |text| value::one_of(text, &[("off", false), ("v2", true)]), &mut proxy_header);
         let (mut max_age, mut idle, mut handshake) = (None, Duration::from_secs(3600), Duration::from_secs(10));
-        s.set_some("maxConnectionAge", time, &mut max_age);
-        s.set("idleTimeout", time, &mut idle);
-        s.set("handshakeTimeout", time, &mut handshake);
+        s.set_some("maxConnectionAge", value::up_to(value::YEAR), &mut max_age);
+        s.set("idleTimeout", value::up_to(value::YEAR), &mut idle);
+        s.set("handshakeTimeout", value::up_to(value::HOUR), &mut handshake);
         let (mut max_connections, mut max_handshakes) = (10_000, 1024);
         s.set("maxConnections", count, &mut max_connections);
         s.set("maxHandshakes", count, &mut max_handshakes);
@@ -131,8 +132,8 @@ fn pattern(s: &mut Section<'_>) -> Option<IdPattern> {
     let exact = |text: &str| text.parse().map_err(|error| format!("is no SPIFFE id: {error}"));
     s.set_some("id", exact, &mut id);
     s.set_some("trustDomain", |text| counted(&seen, value::trust_domain(text)), &mut trust_domain);
-    s.set_some("namespace", |text| counted(&seen, name(text)), &mut namespace);
-    s.set_some("serviceAccount", |text| counted(&seen, name(text)), &mut service_account);
+    s.set_some("namespace", |text| counted(&seen, name(text, is_dns_label)), &mut namespace);
+    s.set_some("serviceAccount", |text| counted(&seen, name(text, is_dns_subdomain)), &mut service_account);
     match (id, seen.get()) {
         (Some(id), 0) => Some(IdPattern::Exact(id)),
         (None, 1..) => Some(IdPattern::Parts { trust_domain, namespace, service_account }),
@@ -145,8 +146,8 @@ fn pattern(s: &mut Section<'_>) -> Option<IdPattern> {
 }
 
 /// Name of a namespace or a service account, as it stands in an id.
-fn name(text: &str) -> Result<String, String> {
-    value::dns_name(text).map_err(|_| "is no name of a namespace or a service account".to_owned())
+fn name(text: &str, legal: fn(&str) -> bool) -> Result<String, String> {
+    if legal(text) { Ok(text.to_owned()) } else { Err("is no name of a namespace or a service account".to_owned()) }
 }
 
 fn listen(text: &str) -> Result<ListenConfig, String> {
@@ -187,15 +188,8 @@ fn count(text: &str) -> Result<u64, String> {
     }
 }
 
-fn time(text: &str) -> Result<Duration, String> {
-    match value::duration(text)? {
-        time if time > YEAR => Err("is longer than a year".to_owned()),
-        time => Ok(time),
-    }
-}
-
 fn drain(text: &str) -> Result<Duration, String> {
-    let time = value::duration(text)?;
+    let time = value::up_to(value::YEAR)(text)?;
     if time > Duration::from_secs(60) {
         return Err(
             "is longer than 60s; a service that does not stop is killed (TimeoutStopSec=, 90s by default)".to_owned()

@@ -5,7 +5,7 @@ use crate::{
     host::{Account, Allow},
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
-    workload::Xds,
+    workload::{Authority, Locality, Xds},
 };
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, time::Duration};
 
@@ -21,8 +21,8 @@ pub struct WorkloadConfig {
     pub cluster_id: Option<String>,
     /// `network`: the Istio network that the addresses belong to.
     pub network: Option<String>,
-    /// `locality`: `region`, `region/zone` or `region/zone/subzone`, checked; wins over label and platform.
-    pub locality: Option<String>,
+    /// `locality`: `region`, `region/zone` or `region/zone/subzone`; wins over label and platform.
+    pub locality: Option<Locality>,
     /// `labels`: added to the bundle's, and winning over them. Of `defaults` and the workload's own, both count.
     pub labels: BTreeMap<String, String>,
     /// `controlPlane`.
@@ -49,10 +49,10 @@ pub struct WorkloadConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ControlPlaneConfig {
     /// `discoveryAddress`, `host:port`.
-    pub discovery_address: Option<String>,
+    pub discovery_address: Option<Authority>,
     /// `caAddress`, `host:port`.
-    pub ca_address: Option<String>,
-    /// `serverName`: the DNS name that the server's certificate must carry.
+    pub ca_address: Option<Authority>,
+    /// `serverName`: the DNS name or IP address that the server's certificate must carry.
     pub server_name: Option<String>,
     /// `xds`.
     pub xds: Xds,
@@ -67,7 +67,7 @@ pub struct IdentityConfig {
     pub ttl: Option<Duration>,
     /// `identity.removeToken`: whether the token file is removed when it has served (no).
     pub remove_token: bool,
-    /// `renewal.minInterval`: the least time between two renewals (10 s).
+    /// `renewal.minInterval`: the least time between two renewals (10 s), an hour at most.
     pub min_interval: Duration,
 }
 
@@ -126,11 +126,11 @@ impl WorkloadConfig {
     pub(super) fn read(&mut self, s: &mut Section<'_>) {
         s.set_some("trustDomain", value::trust_domain, &mut self.trust_domain);
         s.set_list("address", value::ip, &mut self.address);
-        s.set_some("clusterId", value::text, &mut self.cluster_id);
-        s.set_some("network", value::text, &mut self.network);
+        s.set_some("clusterId", value::cluster_id, &mut self.cluster_id);
+        s.set_some("network", value::network, &mut self.network);
         s.set_some("locality", value::locality, &mut self.locality);
         s.pairs("labels", |key, text| {
-            value::label_key(key)?;
+            value::label(key, text)?;
             self.labels.insert(key.to_owned(), text.to_owned());
             Ok(())
         });
@@ -139,7 +139,7 @@ impl WorkloadConfig {
             let to = &mut self.control_plane;
             s.set_some("discoveryAddress", value::authority, &mut to.discovery_address);
             s.set_some("caAddress", value::authority, &mut to.ca_address);
-            s.set_some("serverName", value::dns_name, &mut to.server_name);
+            s.set_some("serverName", value::server_name, &mut to.server_name);
             s.set("xds", value::xds, &mut to.xds);
         });
         s.section("identity", |s| {
@@ -147,7 +147,7 @@ impl WorkloadConfig {
             s.set_some("ttl", value::ttl, &mut self.identity.ttl);
             s.set("removeToken", value::boolean, &mut self.identity.remove_token);
         });
-        s.section("renewal", |s| s.set("minInterval", value::duration, &mut self.identity.min_interval));
+        s.section("renewal", |s| s.set("minInterval", value::up_to(value::HOUR), &mut self.identity.min_interval));
         s.section("health", |s| {
             s.set("allowExec", value::boolean, &mut self.health.allow_exec);
             s.set("verifyTls", value::boolean, &mut self.health.verify_tls);

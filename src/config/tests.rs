@@ -115,11 +115,13 @@ fn values_are_read_in_their_units() {
     for right in ["istiod.istio-system.svc:15012", "[fd00::1]:15012", "10.0.0.1:15012"] {
         assert!(value::authority(right).is_ok(), "{right}");
     }
-    for wrong in ["istiod", "istiod:0", "istiod:99999", ":15012", "fd00::1:15012", "a b:1", "https://a:1"] {
+    assert_eq!(value::host_port("localhost:15010").as_deref(), Ok("localhost:15010"), "it is a program of this host");
+    for wrong in
+        ["istiod", "istiod:15010", "istiod:0", "istiod:99999", ":15012", "fd00::1:15012", "a b:1", "https://a:1"]
+    {
         assert!(value::authority(wrong).is_err(), "{wrong}");
     }
     assert!(value::ttl("90days").is_ok() && value::ttl("91days").is_err() && value::ttl("900ms").is_err());
-    assert!(value::duration("0s").is_err());
     assert_eq!(value::admin_address("off"), Ok(None));
     assert_eq!(value::admin_address("[::1]:0"), Ok(Some("[::1]:0".parse().unwrap())));
 }
@@ -311,6 +313,81 @@ fn a_unit_is_reloaded_only_where_the_host_agrees() {
         std::fs::write(wants.join(format!("we-agent-reload@{unit}.service.path")), "").unwrap();
     }
     assert!(Config::load(&root, Some(&file)).is_ok());
+}
+
+#[test]
+fn every_duration_has_a_range() {
+    let keys = [
+        ("startup: {readyTimeout: @}", "9m"),
+        ("defaults: {identity: {ttl: @}}", "90days"),
+        ("defaults: {renewal: {minInterval: @}}", "1h"),
+        ("defaults: {hooks: [{command: [a], deadline: @}]}", "1h"),
+        ("defaults: {hooks: [{command: [a], verify: {address: 'a:1', within: @}}]}", "1h"),
+        ("workloads: {a: {inbound: [{listen: 1, forward: 2, maxConnectionAge: @}]}}", "1year"),
+        ("workloads: {a: {inbound: [{listen: 1, forward: 2, idleTimeout: @}]}}", "1year"),
+        ("workloads: {a: {inbound: [{listen: 1, forward: 2, handshakeTimeout: @}]}}", "1h"),
+        ("workloads: {a: {inbound: [{listen: 1, forward: 2, drainTimeout: @}]}}", "60s"),
+    ];
+    let (example, inbound) = (include_str!("../../config/we-agent.yaml"), include_str!("../../config/inbound.yaml"));
+    let timed = |text: &str| text.matches("imeout:").count() + text.matches("Interval:").count();
+    assert_eq!(timed(example) + timed(inbound), 5, "a new one belongs into the list above");
+    for (text, most) in keys {
+        parse(&text.replace('@', most)).unwrap();
+        for (wrong, told) in [
+            (format!("{most} 1s"), "is longer than"),
+            ("400000000000years".to_owned(), "is longer than"),
+            ("99999999999999999999s".to_owned(), "is no duration"),
+            ("0s".to_owned(), "is no time at all"),
+            ("1us".to_owned(), "is no time at all"),
+            ("-1s".to_owned(), "is no duration"),
+        ] {
+            let error = parse(&text.replace('@', &wrong)).unwrap_err();
+            assert!(error.contains(told), "{text} {wrong}: {error}");
+        }
+    }
+}
+
+#[test]
+fn what_could_only_fail_later_is_refused_now() {
+    for (key, told) in [
+        (
+            "controlPlane: {discoveryAddress: 'istiod:15010'}",
+            "discoveryAddress: \"istiod:15010\" is istiod's plaintext port",
+        ),
+        ("controlPlane: {caAddress: 'https://ca:443'}", "caAddress: \"https://ca:443\" is a URL"),
+        ("controlPlane: {discoveryAddress: '10.0.0:15012'}", "has a host that is neither"),
+        ("controlPlane: {serverName: 'a b'}", "is no DNS name and no IP address"),
+        ("labels: {app: 'b c'}", "labels: \"app\" has the value \"b c\", which Kubernetes refuses"),
+        ("labels: {'a b': c}", "is no label key"),
+        ("network: Net_1", "is no network id here"),
+        ("clusterId: 'ä'", "cannot be sent as a header"),
+        ("address: 0.0.0.0", "is no address that one host can have"),
+        ("address: ['10.0.0.1', 'ff02::1']", "is no address that one host can have"),
+        ("locality: a//b", "is no locality"),
+    ] {
+        let error = parse(&format!("defaults: {{{key}}}")).unwrap_err();
+        assert!(error.contains(told), "{key}: {error}");
+    }
+    let config = parse("defaults: {locality: eu.west/z, address: '::ffff:10.0.0.1', network: '', controlPlane: {caAddress: '[fd00::1]:443'}}").unwrap();
+    let one = config.workload("a");
+    assert_eq!(one.locality.unwrap().region, "eu.west");
+    assert_eq!(one.address, ["10.0.0.1".parse::<std::net::IpAddr>().unwrap()]);
+    assert_eq!(one.control_plane.ca_address.unwrap().host, "fd00::1");
+}
+
+#[test]
+fn a_mark_of_the_byte_order_is_read_over() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "\u{feff}admin: {address: off}\n").unwrap();
+    let config = Config::load(&Root::default(), Some(file.path())).unwrap();
+    assert_eq!(config.admin_address, None);
+}
+
+#[test]
+fn nesting_without_end_is_a_mistake_like_any_other() {
+    for text in ["[".repeat(200_000), "defaults: ".to_owned() + &"{a: ".repeat(50_000)] {
+        assert!(parse(&text).unwrap_err().contains("nested deeper than 64 levels"));
+    }
 }
 
 proptest! {

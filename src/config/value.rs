@@ -1,22 +1,28 @@
 //! From the text of a value to the value. Each error reads on after the text: `"60x" is no duration; …`.
 
-use super::{StartTlsConfig, files::FormatWord};
 use crate::{
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
     telemetry::LogFilter,
-    workload::Xds,
+    workload::{
+        Authority, AuthorityError, EntryError, Locality, MAX_TTL, Xds, check_labels, entry_name, host_address,
+        is_dns_label, is_host,
+    },
 };
+use humantime::format_duration;
 use std::{
-    net::{IpAddr, SocketAddr},
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Component, Path, PathBuf},
     time::Duration,
 };
 
-/// istiod refuses to sign for longer.
-const MAX_TTL: Duration = Duration::from_secs(90 * 24 * 3600);
 /// Below TimeoutStartSec= of we-agent.service (10 min), with time for a host that is slow at boot.
 const MAX_READY_TIMEOUT: Duration = Duration::from_secs(9 * 60);
+/// The longest time that something may take for which somebody waits.
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+/// The longest time for anything else; of 365 days and a quarter, as humantime counts.
+pub(super) const YEAR: Duration = Duration::from_secs(31_557_600);
 /// Directories in which nobody configures anything: bundles, certificates that are kept, and outputs by default.
 const OURS: [&str; 3] = ["/etc/we-agent", "/var/lib/we-agent", "/run/we-agent"];
 
@@ -24,16 +30,18 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "is neither true nor false".to_owned())
 }
 
-pub(super) fn duration(text: &str) -> Result<Duration, String> {
-    match humantime::parse_duration(text) {
-        Ok(time) if time.is_zero() => Err("is no time at all; at least 1ms".to_owned()),
+/// A duration from a millisecond to `most`: each has an end, for clocks have.
+pub(super) fn up_to(most: Duration) -> impl Fn(&str) -> Result<Duration, String> {
+    move |text| match humantime::parse_duration(text) {
+        Ok(time) if time < Duration::from_millis(1) => Err("is no time at all; at least 1ms".to_owned()),
+        Ok(time) if time > most => Err(format!("is longer than {}", format_duration(most))),
         Ok(time) => Ok(time),
         Err(_) => Err("is no duration; write for example 10s, 5m or 1h 30m".to_owned()),
     }
 }
 
 pub(super) fn ready_timeout(text: &str) -> Result<Duration, String> {
-    match duration(text)? {
+    match up_to(YEAR)(text)? {
         time if time > MAX_READY_TIMEOUT => {
             Err("is longer than 9m; who has not said READY after 10 minutes is killed by \
             systemd (TimeoutStartSec= of we-agent.service), again and again"
@@ -44,7 +52,7 @@ pub(super) fn ready_timeout(text: &str) -> Result<Duration, String> {
 }
 
 pub(super) fn ttl(text: &str) -> Result<Duration, String> {
-    let time = duration(text)?;
+    let time = up_to(YEAR)(text)?;
     if time > MAX_TTL {
         return Err("is longer than 90 days; istiod signs for 90 days at most".to_owned());
     } else if time < Duration::from_secs(1) {
@@ -178,59 +186,79 @@ pub(super) fn trust_domain(text: &str) -> Result<TrustDomain, String> {
 }
 
 pub(super) fn ip(text: &str) -> Result<IpAddr, String> {
-    text.parse().map_err(|_| "is no IP address; write for example 10.0.0.7 or fd00::7, without zone".to_owned())
+    let ip = text.parse().map_err(|_| "is no IP address; write for example 10.0.0.7 or fd00::7, without zone")?;
+    host_address(ip).ok_or_else(|| "is no address that one host can have".to_owned())
 }
 
-pub(super) fn locality(text: &str) -> Result<String, String> {
+pub(super) fn locality(text: &str) -> Result<Locality, String> {
     let parts: Vec<_> = text.split('/').collect();
     if parts.len() > 3 || parts.iter().any(|part| part.is_empty()) || text.chars().any(char::is_whitespace) {
         return Err("is no locality; write region, region/zone or region/zone/subzone".to_owned());
     }
-    Ok(text.to_owned())
+    let part = |i: usize| parts.get(i).copied().unwrap_or_default().to_owned();
+    Ok(Locality { region: part(0), zone: part(1), subzone: part(2) })
 }
 
-pub(super) fn label_key(key: &str) -> Result<(), String> {
-    let name = key.rsplit('/').next().unwrap_or_default();
-    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
-    if name.is_empty() || name.len() > 63 || key.matches('/').count() > 1 || !key.chars().all(legal) {
-        return Err("is no label key; write for example app or example.com/tier".to_owned());
-    }
-    Ok(())
-}
-
-/// `host:port`; an IPv6 address stands in brackets.
-pub(super) fn authority(text: &str) -> Result<String, String> {
-    let legal = text.rsplit_once(':').is_some_and(|(host, port)| {
-        let named = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
-            Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
-            None => host.parse::<std::net::Ipv4Addr>().is_ok() || is_dns_name(host),
-        };
-        named && port.parse::<u16>().is_ok_and(|port| port > 0)
-    });
-    if legal {
-        Ok(text.to_owned())
-    } else {
-        Err("is no host:port; write for example istiod.example.com:15012".to_owned())
+/// A label of the entry.
+pub(super) fn label(key: &str, value: &str) -> Result<(), String> {
+    let wrong = check_labels(&BTreeMap::from([(key.to_owned(), value.to_owned())]));
+    match wrong.into_iter().next() {
+        None => Ok(()),
+        Some(EntryError::LabelKey(_)) => Err("is no label key; write for example app or example.com/tier".to_owned()),
+        Some(_) => Err(format!(
+            "has the value {value:?}, which Kubernetes refuses; up to 63 of A-Z, a-z, 0-9, '-', '_' and '.', a letter or digit \
+             at both ends"
+        )),
     }
 }
 
+/// The entry's name ends in it.
+pub(super) fn network(text: &str) -> Result<String, String> {
+    match entry_name("group", IpAddr::V4(Ipv4Addr::LOCALHOST), text) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(_) => Err("is no network id here, for the entry's name ends in it; write a-z, 0-9, '-' and '.', a letter \
+                       or digit at the end"
+            .to_owned()),
+    }
+}
+
+/// What is sent as a header.
+pub(super) fn cluster_id(text: &str) -> Result<String, String> {
+    match text.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+        true => Ok(text.to_owned()),
+        false => Err("cannot be sent as a header; write ASCII characters".to_owned()),
+    }
+}
+
+/// `host:port` of a control plane; an IPv6 address stands in brackets.
+pub(super) fn authority(text: &str) -> Result<Authority, String> {
+    text.parse().map_err(|error: AuthorityError| error.to_string())
+}
+
+/// `host:port` of a program: any port will do.
+pub(super) fn host_port(text: &str) -> Result<String, String> {
+    match text.parse::<Authority>() {
+        Ok(_) | Err(AuthorityError::Plaintext) => Ok(text.to_owned()),
+        Err(_) => Err("is no host:port; write for example localhost:8443 or [::1]:8443".to_owned()),
+    }
+}
+
+/// What a certificate can be for.
+pub(super) fn server_name(text: &str) -> Result<String, String> {
+    if is_host(text) { Ok(text.to_owned()) } else { Err("is no DNS name and no IP address".to_owned()) }
+}
+
+/// What can be asked for in a TLS handshake.
 pub(super) fn dns_name(text: &str) -> Result<String, String> {
-    if is_dns_name(text) { Ok(text.to_owned()) } else { Err("is no DNS name".to_owned()) }
-}
-
-fn is_dns_name(text: &str) -> bool {
-    let label = |l: &str| {
-        (1..=63).contains(&l.len())
-            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
-            && !l.starts_with('-')
-            && !l.ends_with('-')
-    };
-    text.len() <= 253 && text.split('.').all(label)
+    match is_host(text) && text.parse::<IpAddr>().is_err() {
+        true => Ok(text.to_owned()),
+        false => Err("is no DNS name".to_owned()),
+    }
 }
 
 /// A workload is a directory, and its name appears in logs, paths and metrics: one lower-case DNS label (RFC 1123).
 pub(super) fn workload_name(text: &str) -> Result<(), String> {
-    if is_dns_name(text) && !text.contains('.') && !text.bytes().any(|b| b.is_ascii_uppercase()) {
+    if is_dns_label(text) {
         return Ok(());
     }
     Err("is no name of a workload; use the name of its directory: a-z, 0-9 and '-', at most 63".to_owned())
@@ -266,24 +294,8 @@ pub(super) fn key_kind(text: &str) -> Result<KeyKind, String> {
     )
 }
 
-pub(super) fn output_format(text: &str) -> Result<FormatWord, String> {
-    one_of(
-        text,
-        &[
-            ("pem", FormatWord::Pem),
-            ("combined", FormatWord::Combined),
-            ("pkcs12", FormatWord::Pkcs12),
-            ("trust", FormatWord::Trust),
-        ],
-    )
-}
-
 pub(super) fn xds(text: &str) -> Result<Xds, String> {
     one_of(text, &[("delta", Xds::Delta), ("sotw", Xds::Sotw)])
-}
-
-pub(super) fn start_tls(text: &str) -> Result<StartTlsConfig, String> {
-    one_of(text, &[("postgres", StartTlsConfig::Postgres)])
 }
 
 /// The name of a service (systemd.unit(5)). It becomes the instance of another unit, whose name may have 255 characters.

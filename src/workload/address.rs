@@ -7,24 +7,24 @@ const LOCAL_NAME: &str = "istiod.istio-system.svc";
 /// The port where istiod speaks without TLS.
 const PLAINTEXT: u16 = 15010;
 
-/// Why a text is no address of a control plane.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why a text is no address of a control plane. Each reads on after the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AuthorityError {
     /// There is a scheme or a path.
-    #[error("{0:?} is a URL: write host:port alone")]
-    Url(String),
+    #[error("is a URL: write host:port alone")]
+    Url,
     /// There is no port.
-    #[error("{0:?} has no port: write host:port (istiod listens on 15012), with an IPv6 address in brackets")]
-    NoPort(String),
+    #[error("has no port: write host:port (istiod listens on 15012), with an IPv6 address in brackets")]
+    NoPort,
     /// The port is no number from 1 to 65535.
-    #[error("{0:?} has no port from 1 to 65535")]
-    Port(String),
+    #[error("has no port from 1 to 65535")]
+    Port,
     /// The host is neither a name nor an address.
-    #[error("{0:?} has a host that is neither a DNS name nor an IP address")]
-    Host(String),
+    #[error("has a host that is neither a DNS name nor an IP address")]
+    Host,
     /// Port 15010 is plaintext, and has no certificate authority.
-    #[error("{0:?} is istiod's plaintext port, where anybody could listen in and no certificate is issued: use 15012")]
-    Plaintext(String),
+    #[error("is istiod's plaintext port, where anybody could listen in and no certificate is issued: use 15012")]
+    Plaintext,
 }
 
 /// `host:port`.
@@ -48,27 +48,26 @@ impl FromStr for Authority {
     type Err = AuthorityError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let whole = || text.to_owned();
         if text.contains('/') {
-            return Err(AuthorityError::Url(whole()));
+            return Err(AuthorityError::Url);
         }
         let (host, port) = match text.strip_prefix('[') {
-            Some(rest) => rest.split_once("]:").ok_or_else(|| AuthorityError::NoPort(whole()))?,
-            None => text.rsplit_once(':').ok_or_else(|| AuthorityError::NoPort(whole()))?,
+            Some(rest) => rest.split_once("]:").ok_or(AuthorityError::NoPort)?,
+            None => text.rsplit_once(':').ok_or(AuthorityError::NoPort)?,
         };
         let bracketed = text.starts_with('[');
         if !bracketed && host.contains(':') {
-            return Err(AuthorityError::NoPort(whole()));
+            return Err(AuthorityError::NoPort);
         }
         let port = match port.parse::<u16>() {
-            Ok(PLAINTEXT) => return Err(AuthorityError::Plaintext(whole())),
+            Ok(PLAINTEXT) => return Err(AuthorityError::Plaintext),
             Ok(number) if number > 0 && port.bytes().all(|b| b.is_ascii_digit()) => number,
-            _ => return Err(AuthorityError::Port(whole())),
+            _ => return Err(AuthorityError::Port),
         };
         let host = match host.parse::<IpAddr>() {
             Ok(ip) if ip.is_ipv6() == bracketed => ip.to_string(),
             Err(_) if !bracketed && is_dns_name(host) => host.to_owned(),
-            _ => return Err(AuthorityError::Host(whole())),
+            _ => return Err(AuthorityError::Host),
         };
         Ok(Self { host, port })
     }
@@ -81,6 +80,11 @@ impl fmt::Display for Authority {
             false => write!(f, "{}:{}", self.host, self.port),
         }
     }
+}
+
+/// An address that one host can have, IPv4 taken out of IPv6; none for "any" and for groups.
+pub fn host_address(ip: IpAddr) -> Option<IpAddr> {
+    Some(ip.to_canonical()).filter(|ip| !ip.is_unspecified() && !ip.is_multicast())
 }
 
 /// Whether the text is an IP address or a DNS name, and so can be in a certificate.
@@ -126,7 +130,7 @@ mod tests {
     fn refusals_name_the_reason() {
         use AuthorityError::*;
         for (text, error) in [
-            ("", NoPort as fn(String) -> AuthorityError),
+            ("", NoPort),
             ("istiod", NoPort),
             ("2001:db8::1", NoPort),
             ("[2001:db8::1]", NoPort),
@@ -143,7 +147,7 @@ mod tests {
             ("[istiod]:15012", Host),
             ("[fe80::1%eth0]:15012", Host),
         ] {
-            assert_eq!(text.parse::<Authority>(), Err(error(text.to_owned())));
+            assert_eq!(text.parse::<Authority>(), Err(error), "{text}");
         }
     }
 }

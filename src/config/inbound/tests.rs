@@ -59,7 +59,7 @@ fn each_mistake_is_told() {
         ("[{listen: 8443, forward: 8080, allow: [{id: spiffe://td/a, namespace: b}]}]", "must say either id"),
         ("[{listen: 8443, forward: 8080, allow: [{namespace: a/b}]}]", "no name of a namespace"),
         ("[{listen: 8443, forward: 8080, maxConnections: 0}]", "is no number"),
-        ("[{listen: 8443, forward: 8080, idleTimeout: 2years}]", "is longer than a year"),
+        ("[{listen: 8443, forward: 8080, idleTimeout: 2years}]", "is longer than 1year"),
         ("[{listen: 8443, forward: 8080, drainTimeout: 2m}]", "is longer than 60s"),
         ("[{listen: '127.0.0.1:80', forward: 80}]", "forwards to itself: 127.0.0.1:80 answers at 127.0.0.1:80, too"),
         (

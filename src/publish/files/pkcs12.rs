@@ -5,7 +5,10 @@
 //! that one file is key store and trust store.
 
 use super::FilesError;
-use crate::{files::read, spiffe::X509Context};
+use crate::{
+    files::{ReadError, read},
+    spiffe::X509Context,
+};
 use p12_keystore::{Certificate, KeyStore, KeyStoreEntry, Pkcs12Archive, PrivateKey, PrivateKeyChain};
 use std::{collections::BTreeSet, path::Path};
 use zeroize::Zeroizing;
@@ -25,7 +28,11 @@ impl Password {
     /// When it cannot be read, when everybody may read it, or when it is no password that all programs take.
     pub(super) fn read(path: &Path) -> Result<Self, FilesError> {
         let wrong = |why: String| FilesError::Password { path: path.to_owned(), why };
-        let unread = |error| wrong(format!("{error}; put the password there for our user to read"));
+        let form = || wrong("it must hold one line of 1 to 1024 printable ASCII characters".to_owned());
+        let unread = |error| match error {
+            ReadError::TooLong(_) => form(),
+            error => wrong(format!("{error}; put the password there for our user to read")),
+        };
         let file = read(path, MAX_PASSWORD).map_err(unread)?;
         let (mode, text) = (file.mode, file.text().map_err(unread)?);
         if mode & 0o007 != 0 {
@@ -33,8 +40,8 @@ impl Password {
         }
         let line = text.strip_suffix('\n').unwrap_or(&text);
         let line = line.strip_suffix('\r').unwrap_or(line);
-        if line.is_empty() || text.len() > MAX_PASSWORD || !line.bytes().all(|b| (b' '..=b'~').contains(&b)) {
-            return Err(wrong("it must hold one line of 1 to 1024 printable ASCII characters".to_owned()));
+        if line.is_empty() || !line.bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            return Err(form());
         }
         Ok(Self(Zeroizing::new(line.to_owned())))
     }
