@@ -101,9 +101,9 @@ fn pkcs12_is_written_again_only_for_another_content_or_password() {
     set_password(&host, &"secret".repeat(1000), 0o600);
     refused("long", "1 to 1024");
     fs::remove_file(host.0.path().join("etc/password")).unwrap();
-    refused("missing", "No such file");
+    refused("missing", "there is no such file");
     nix::unistd::mkfifo(&host.0.path().join("etc/password"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-    refused("a pipe that nobody writes to", "no file");
+    refused("a pipe that nobody writes to", "is no regular file");
     assert_eq!(names(&files.path()), ["identity.p12"], "nothing half done is left");
 }
 
