@@ -90,6 +90,11 @@ impl<'a> Daemon<'a> {
         assert!(status.success(), "{status}\n{}", self.log());
     }
 
+    /// Waits for its end, whichever that is.
+    pub(crate) async fn died(&mut self) {
+        self.child.wait().await.unwrap();
+    }
+
     /// Kills it, and waits until it is gone.
     pub(crate) async fn kill(mut self) {
         self.child.kill().await.unwrap();

@@ -16,6 +16,8 @@ mod credentials;
 mod daemon;
 mod demo;
 mod exec;
+mod exhaustion;
+mod fault_matrix;
 mod faults;
 mod files;
 mod foreign;

@@ -112,6 +112,38 @@ async fn an_endless_head_is_cut_off() {
     assert!(error.ends_with("server response headers exceeded 1048576 bytes or 8192 fields; aborted"), "{error}");
 }
 
+/// Each byte in time, and never the last one.
+#[tokio::test]
+async fn a_head_that_drips_is_over_at_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let get = Get { port: listener.local_addr().unwrap().port(), ..get("/") };
+    let drips = async {
+        let mut stream = listener.accept().await.unwrap().0;
+        read_head(&mut stream).await;
+        for byte in b"HTTP/1.1 200 OK\r\nX: ".iter().chain(std::iter::repeat(&b'x')) {
+            stream.write_all(&[*byte]).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let deadline = Instant::now() + Duration::from_secs(1);
+    let error = select! {
+        outcome = probe(&get, "127.0.0.1", deadline) => outcome.unwrap_err().to_string(),
+        () = drips => unreachable!(),
+    };
+    assert!(error.ends_with("context deadline exceeded (Client.Timeout exceeded while awaiting headers)"), "{error}");
+}
+
+#[tokio::test]
+async fn an_endless_body_is_not_read() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endless = |mut stream: tokio::net::TcpStream| async move {
+        read_head(&mut stream).await;
+        stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+        while stream.write_all(&[b'x'; 4096]).await.is_ok() {}
+    };
+    ask(get("/"), "127.0.0.1", listener, endless).await.unwrap();
+}
+
 #[tokio::test]
 async fn many_header_fields_are_no_failure() {
     for fields in [257, 5000] {
