@@ -113,6 +113,7 @@ impl Agent {
         let stopped = CancellationToken::new();
         let (beat, heart) = watch::channel(Instant::now());
         let alive = move || heart.borrow().elapsed() < ALIVE;
+        let counter = status.clone().count_failures(stop.clone());
         let supervisor = admin::supervise(status, config.ready_timeout, alive, stop.clone());
         let served = admin.run(stopped.clone());
         let mut floor = Floor {
@@ -130,7 +131,7 @@ impl Agent {
             floor.run(stop).await;
             stopped.cancel();
         };
-        tokio::join!(supervisor, served, units);
+        tokio::join!(counter, supervisor, served, units);
     }
 }
 

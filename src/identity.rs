@@ -251,7 +251,7 @@ async fn keep(
         current: Some(context),
         previous,
         anchors,
-        trouble: trouble.map(|cause| Trouble { since: now, kind: "store", cause }),
+        trouble: trouble.map(|cause| Trouble::met(None, "store", cause, now)),
         credentials_dead: false,
         token,
     });
@@ -283,9 +283,7 @@ fn say(before: &Token, now: &Token) {
 /// Writes what went wrong. The time is that of the first failure of its kind in a row.
 fn tell(fact: &watch::Sender<Identity>, error: &RenewalError, now: SystemTime) {
     fact.send_modify(|identity| {
-        let before = identity.trouble.as_ref().filter(|trouble| trouble.kind == error.kind());
-        let since = before.map_or(now, |trouble| trouble.since);
-        identity.trouble = Some(Trouble { since, kind: error.kind(), cause: error.to_string() });
+        identity.trouble = Some(Trouble::met(identity.trouble.as_ref(), error.kind(), error.to_string(), now));
         identity.credentials_dead = error.kind() == "credentials_dead" && identity.valid(now).is_none();
     });
 }

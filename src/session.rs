@@ -66,8 +66,8 @@ fn tell(post: &Post, error: &Error, held: bool, clock: Clock) {
                 (entry.clone(), None, Some(trouble.clone()))
             }
         };
-        let since = before.filter(|b| b.kind == error.kind()).map_or_else(|| clock.now(), |b| b.since);
-        let trouble = Trouble { since, kind: error.kind(), cause: error.to_string() };
+        let trouble = Trouble::met(before.as_ref(), error.kind(), error.to_string(), clock.now());
+        let since = trouble.since;
         *fact = match error.disposition() {
             Disposition::Park => Registration::Parked { entry, trouble },
             Disposition::Retry | Disposition::Reauthenticate if held => Registration::Lost { entry, trouble },

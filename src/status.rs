@@ -3,14 +3,15 @@
 //! Each fact has one writer (see the crate's picture) and lives in a `tokio::sync::watch`; everyone else reads. The
 //! words of the states are the same in JSON, metrics and journal.
 
+mod failures;
 mod inbound;
 mod report;
 mod snapshot;
 
 pub use inbound::{HANDSHAKE_BOUNDS, Inbound, InboundCounters, InboundPlace};
 pub use report::{
-    AddressReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport, IdentityState,
-    InboundRefusal, InboundReport, LatencyReport, MembershipReport, MembershipState, PublicationReport,
+    AddressReport, ConsumerReport, ConsumerState, FailureReport, HealthReport, HealthState, IdentityReport,
+    IdentityState, InboundRefusal, InboundReport, LatencyReport, MembershipReport, MembershipState, PublicationReport,
     RegistrationReport, RegistrationState, ReloadReport, ReloadState, Report, Timestamp, TokenReport, TokenState,
     WorkloadReport,
 };
@@ -37,6 +38,8 @@ pub fn tell<T: PartialEq>(fact: &watch::Sender<T>, news: T) {
 pub struct Trouble {
     /// When this kind of trouble began.
     pub since: SystemTime,
+    /// How often it was met since then.
+    pub times: u64,
     /// A stable word for metrics and for telling a repetition from news.
     pub kind: &'static str,
     /// One line that names the cause and the fix. Never holds a secret.
@@ -44,6 +47,14 @@ pub struct Trouble {
 }
 
 impl Trouble {
+    /// Trouble of this kind, met at `now`. What is of the same kind as `before` is the same trouble, once more.
+    pub fn met(before: Option<&Self>, kind: &'static str, cause: String, now: SystemTime) -> Self {
+        match before.filter(|before| before.kind == kind) {
+            Some(Self { since, times, .. }) => Self { since: *since, times: times.saturating_add(1), kind, cause },
+            None => Self { since: now, times: 1, kind, cause },
+        }
+    }
+
     /// The kind of a new certificate that the control plane does not accept although it has not expired. The session
     /// lives on with the previous one, and `status` calls the identity `refused`.
     pub const NEW_CERTIFICATE_REFUSED: &str = "new_certificate_refused";

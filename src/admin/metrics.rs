@@ -98,6 +98,14 @@ pub(super) fn render(report: &Report, dropped: u64) -> String {
             }
         }
     }
+    let failures = Family::<Labels, Counter>::default();
+    for w in &report.workloads {
+        for f in &w.failures {
+            let labels = [of(w), vec![("what", f.what.clone()), ("kind", f.kind.clone())]].concat();
+            failures.get_or_create(&labels).inc_by(f.count);
+        }
+    }
+    registry.register("we_agent_failures", "What has failed so far, by the kind of trouble", failures);
     registry.register_collector(Box::new(inbound::Listeners::of(report)));
     let mut text = String::new();
     // Writing to a String does not fail; were it to, half a page without its end mark is refused by the scraper.
@@ -140,7 +148,7 @@ fn seconds(time: SystemTime) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{IdentityReport, RegistrationReport};
+    use crate::status::{FailureReport, IdentityReport, RegistrationReport};
     use std::time::Duration;
 
     fn at(seconds: u64) -> Timestamp {
@@ -167,6 +175,7 @@ mod tests {
                 ..Default::default()
             }],
             inbound: Vec::new(),
+            failures: vec![FailureReport { what: "hook".to_owned(), kind: "reload_stale".to_owned(), count: 3 }],
             ignored: Vec::new(),
             broken: Vec::new(),
         };
@@ -186,6 +195,7 @@ mod tests {
             "# TYPE we_agent_ready gauge",
             "we_agent_ready 1.0",
             "we_agent_log_dropped_total 7",
+            "we_agent_failures_total{workload=\"payments\",what=\"hook\",kind=\"reload_stale\"} 3",
             "we_agent_certificate_remaining_seconds{workload=\"payments\"} -30.0",
             "we_agent_certificate_age_seconds{workload=\"payments\"} 90.0",
             "istio_agent_cert_expiry_seconds{resource_name=\"default\",workload=\"payments\"} -30.0",

@@ -69,7 +69,7 @@ impl Unit {
         let clock = Clock::default();
         let wanted = wanted(&workload, &settings, root);
         let identity = identity::load(&wanted, clock.now()).unwrap_or_else(|error| Identity {
-            trouble: Some(Trouble { since: clock.now(), kind: "store", cause: error.to_string() }),
+            trouble: Some(Trouble::met(None, "store", error.to_string(), clock.now())),
             ..Identity::default()
         });
         let (identity, registration, membership) = (

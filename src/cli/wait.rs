@@ -119,6 +119,7 @@ mod tests {
                 consumers: Vec::new(),
                 reloads: Vec::new(),
                 inbound: Vec::new(),
+                failures: Vec::new(),
                 ignored: Vec::new(),
                 broken: Vec::new(),
             })
@@ -147,7 +148,7 @@ mod tests {
         let lacking = |report: &Report| lacking(report, &[], Aim::Identity);
         assert_eq!(lacking(&report).as_deref(), Some("payments: no registration"), "no certificate");
         report.workloads[0].identity.state = IdentityState::Valid;
-        let file = PublicationReport { publisher: "files".to_owned(), serial: None, cause: None };
+        let file = PublicationReport { publisher: "files".to_owned(), serial: None, kind: None, cause: None };
         report.workloads[0].files.push(file);
         assert_eq!(lacking(&report).as_deref(), Some("payments: no files yet"));
         report.workloads[0].files[0].serial = Some("1f".to_owned());
@@ -155,7 +156,7 @@ mod tests {
         // Another program may have a path of `socket.also`; our own socket is where programs look.
         let mut add = |publisher: &str, cause: Option<&str>| {
             let (publisher, cause) = (publisher.to_owned(), cause.map(str::to_owned));
-            report.workloads[0].files.push(PublicationReport { publisher, serial: None, cause });
+            report.workloads[0].files.push(PublicationReport { publisher, serial: None, kind: None, cause });
             lacking(&report)
         };
         assert_eq!(add("socket /run/x", Some("another program listens")), None);

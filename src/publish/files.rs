@@ -256,15 +256,12 @@ fn tell_success(files: &Files, fact: &watch::Sender<Publication>, context: &X509
 
 fn tell_failure(files: &Files, fact: &watch::Sender<Publication>, error: &FilesError, now: SystemTime) {
     let (kind, cause) = (error.kind(), error.to_string());
-    fact.send_if_modified(|known| {
-        let since = known.trouble.as_ref().filter(|old| old.kind == kind).map(|old| old.since);
-        match since {
-            None => warn!(dir = %files.path().display(), cause, "files not written, the old ones stay"),
-            Some(_) => debug!(dir = %files.path().display(), cause, "files still not written"),
+    fact.send_modify(|known| {
+        let trouble = Trouble::met(known.trouble.as_ref(), kind, cause, now);
+        match trouble.times {
+            1 => warn!(dir = %files.path().display(), cause = trouble.cause, "files not written, the old ones stay"),
+            _ => debug!(dir = %files.path().display(), cause = trouble.cause, "files still not written"),
         }
-        let news = Some(Trouble { since: since.unwrap_or(now), kind, cause });
-        let changed = known.trouble != news;
-        known.trouble = news;
-        changed
+        known.trouble = Some(trouble);
     });
 }

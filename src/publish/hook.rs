@@ -163,16 +163,17 @@ impl Hook {
 
     fn tell(&self, fact: &watch::Sender<Reload>, serial: String, outcome: Outcome, clock: Clock) {
         let before = match &*fact.borrow() {
-            Reload::Failed { trouble, .. } | Reload::Stale { trouble, .. } => Some((trouble.kind, trouble.since)),
+            Reload::Failed { trouble, .. } | Reload::Stale { trouble, .. } => Some(trouble.clone()),
             _ => None,
         };
         let trouble = |kind: &'static str, cause: String| {
-            let since = before.filter(|(known, _)| *known == kind).map(|(_, since)| since);
-            match since {
-                None => warn!(hook = self.name, serial, cause, kind, "the new certificate is not in use"),
-                Some(_) => debug!(hook = self.name, serial, cause, kind, "the new certificate is still not in use"),
+            let trouble = Trouble::met(before.as_ref(), kind, cause, clock.now());
+            let cause = &trouble.cause;
+            match trouble.times {
+                1 => warn!(hook = self.name, serial, cause, kind, "the new certificate is not in use"),
+                _ => debug!(hook = self.name, serial, cause, kind, "the new certificate is still not in use"),
             }
-            Trouble { since: since.unwrap_or_else(|| clock.now()), kind, cause }
+            trouble
         };
         let news = match outcome {
             Outcome::Overtaken => return,

@@ -76,6 +76,9 @@ pub struct WorkloadReport {
     /// What the inbound listeners do.
     #[serde(default)]
     pub inbound: Vec<InboundReport>,
+    /// How often what has failed since the daemon was started.
+    #[serde(default)]
+    pub failures: Vec<FailureReport>,
     /// Keys of the bundle that are not obeyed.
     pub ignored: Vec<String>,
     /// Mistakes of the bundle; while there is one, nothing runs.
@@ -174,6 +177,17 @@ words! {
     }
 }
 
+/// How often something has failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailureReport {
+    /// `identity`, `registration`, `publication` or `hook`.
+    pub what: String,
+    /// The kind of trouble: a stable word.
+    pub kind: String,
+    /// So many times.
+    pub count: u64,
+}
+
 /// The certificate.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct IdentityReport {
@@ -187,6 +201,9 @@ pub struct IdentityReport {
     pub not_after: Option<Timestamp>,
     /// When the next renewal is due.
     pub renew_at: Option<Timestamp>,
+    /// What kind of trouble it is: a stable word.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// What is wrong, and the fix.
     pub cause: Option<String>,
     /// What has become of the token.
@@ -203,6 +220,9 @@ pub struct RegistrationReport {
     pub entry: Option<String>,
     /// Since when it is in this state.
     pub since: Option<Timestamp>,
+    /// What kind of trouble it is: a stable word.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// What is wrong, and the fix.
     pub cause: Option<String>,
 }

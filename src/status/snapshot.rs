@@ -1,8 +1,9 @@
 //! All facts of all workloads, to be read at once or waited for.
 
-use super::{Facts, Report, WorkloadReport};
-use std::{future::Future, task::Poll, time::SystemTime};
+use super::{Facts, Report, WorkloadReport, failures::Failures};
+use std::{future::Future, sync::Arc, task::Poll, time::SystemTime};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 /// What is known of one workload before any loop runs, and the reading ends of its facts.
 #[derive(Debug, Clone)]
@@ -36,19 +37,26 @@ pub struct Status {
     workloads: watch::Receiver<Workloads>,
     /// The facts that [`Status::changed`] waits for.
     watched: Vec<Facts>,
+    /// Written by [`Status::count_failures`].
+    failures: Arc<watch::Sender<Failures>>,
 }
 
 impl Status {
     /// Reads what the agent writes into `workloads`.
     pub fn new(mut workloads: watch::Receiver<Workloads>) -> Self {
         let watched = watched(&workloads.borrow_and_update());
-        Self { workloads, watched }
+        Self { workloads, watched, failures: Arc::default() }
     }
 
     /// Everything as it is at `now`.
     pub fn report(&self, now: SystemTime) -> Report {
         let workloads = self.workloads.borrow();
-        let list: Vec<_> = workloads.list.iter().map(|workload| WorkloadReport::of(workload, now)).collect();
+        let failures = self.failures.borrow();
+        let report = |workload: &WorkloadStatus| WorkloadReport {
+            failures: failures.of(&workload.name),
+            ..WorkloadReport::of(workload, now)
+        };
+        let list: Vec<_> = workloads.list.iter().map(report).collect();
         Report::new(list, workloads.note.clone(), now)
     }
 
@@ -68,6 +76,22 @@ impl Status {
     }
 }
 
+impl Status {
+    /// Counts what fails, until `stop`. One of all clones is to do it.
+    pub async fn count_failures(mut self, stop: CancellationToken) {
+        loop {
+            // Seen before they are counted: what changes in between is looked at again.
+            self.watched = watched(&self.workloads.borrow_and_update());
+            self.failures.send_modify(|failures| failures.look(&self.workloads.borrow()));
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = news(&mut self.workloads) => {}
+                () = any(self.watched.iter_mut().map(Facts::failed)) => {}
+            }
+        }
+    }
+}
+
 /// Their facts, as seen: whoever learns of a new list reads it all anyway.
 fn watched(workloads: &Workloads) -> Vec<Facts> {
     let mut watched: Vec<_> = workloads.list.iter().filter_map(|workload| workload.facts.clone()).collect();
@@ -78,6 +102,8 @@ fn watched(workloads: &Workloads) -> Vec<Facts> {
         facts.health.mark_unchanged();
         facts.addresses.mark_unchanged();
         facts.inbounds.iter_mut().for_each(|inbound| inbound.place.mark_unchanged());
+        facts.publications.iter_mut().for_each(|(_, fact)| fact.mark_unchanged());
+        facts.reloads.iter_mut().for_each(|(_, fact)| fact.mark_unchanged());
     }
     watched
 }
@@ -92,6 +118,18 @@ impl Facts {
             () = news(&mut self.health) => {}
             () = news(&mut self.addresses) => {}
             () = any(self.inbounds.iter_mut().map(|inbound| news(&mut inbound.place))) => {}
+        }
+    }
+}
+
+impl Facts {
+    /// Waits until one of the facts that can be in trouble has changed.
+    async fn failed(&mut self) {
+        tokio::select! {
+            () = news(&mut self.identity) => {}
+            () = news(&mut self.registration) => {}
+            () = any(self.publications.iter_mut().map(|(_, fact)| news(fact))) => {}
+            () = any(self.reloads.iter_mut().map(|(_, fact)| news(fact))) => {}
         }
     }
 }

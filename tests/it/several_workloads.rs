@@ -74,6 +74,11 @@ async fn twenty_share_a_host_and_two_of_them_are_in_trouble() {
     for name in &names {
         assert!(metrics.contains(&format!("workload=\"{name}\"")), "{name} not in {metrics}");
     }
+    for what in ["identity", "registration"] {
+        let counter = format!("we_agent_failures_total{{workload=\"{DEAD}\",what=\"{what}\",kind=\"connect\"}} ");
+        assert!(metrics.contains(&counter), "{counter} not in {metrics}");
+        assert_eq!(metrics.matches(&format!("what=\"{what}\"")).count(), 1, "nobody else failed: {metrics}");
+    }
     assert!(!report.ready && report.summary().starts_with("18 of 20 workloads ready; w18: "), "{}", report.summary());
 
     // The file is mended; nothing is restarted, and nobody else takes notice.

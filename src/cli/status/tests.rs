@@ -21,6 +21,7 @@ fn workload(name: &str) -> WorkloadReport {
         consumers: Vec::new(),
         reloads: Vec::new(),
         inbound: Vec::new(),
+        failures: Vec::new(),
         ignored: Vec::new(),
         broken: Vec::new(),
     }
@@ -46,6 +47,7 @@ fn a_workload_reads_as_a_block() {
         ..Default::default()
     };
     w.registration = RegistrationReport {
+        kind: None,
         state: RegistrationState::Registered,
         entry: Some("vms/payments-10.0.0.7".to_owned()),
         since: Some(at(9_818)),
@@ -60,8 +62,14 @@ fn a_workload_reads_as_a_block() {
     };
     w.health = HealthReport { state: HealthState::Unhealthy, message: Some("status code 503".to_owned()) };
     w.address.all = vec![std::net::Ipv4Addr::new(10, 0, 0, 7).into()];
-    w.files = vec![PublicationReport { publisher: "files".to_owned(), serial: Some("1f".to_owned()), cause: None }];
+    w.files = vec![PublicationReport {
+        publisher: "files".to_owned(),
+        serial: Some("1f".to_owned()),
+        kind: None,
+        cause: None,
+    }];
     w.reloads = vec![ReloadReport {
+        kind: None,
         hook: "nginx.service".to_owned(),
         state: ReloadState::Stale,
         serial: Some("1f".to_owned()),

@@ -85,7 +85,7 @@ mod tests {
     use std::time::SystemTime;
 
     fn publication(serial: Option<&str>, troubled: bool) -> Publication {
-        let trouble = Trouble { since: SystemTime::UNIX_EPOCH, kind: "disk_full", cause: "full".to_owned() };
+        let trouble = Trouble::met(None, "disk_full", "full".to_owned(), SystemTime::UNIX_EPOCH);
         Publication { serial: serial.map(str::to_owned), trouble: troubled.then_some(trouble) }
     }
 

@@ -142,12 +142,11 @@ impl Places {
     fn tell(&self, error: &PlaceError) {
         let (kind, cause) = (error.kind(), error.to_string());
         self.fact.send_modify(|known| {
-            let old = known.trouble.take().filter(|old| old.kind == kind);
-            if old.is_none() {
-                warn!(cause, "the socket for consumers is not as it should be");
+            let trouble = Trouble::met(known.trouble.as_ref(), kind, cause, self.clock.now());
+            if trouble.times == 1 {
+                warn!(cause = trouble.cause, "the socket for consumers is not as it should be");
             }
-            let since = old.map_or_else(|| self.clock.now(), |old| old.since);
-            known.trouble = Some(Trouble { since, kind, cause });
+            known.trouble = Some(trouble);
         });
     }
 }

@@ -109,7 +109,7 @@ async fn an_svid_is_complete_and_as_clients_need_it() {
 #[tokio::test]
 async fn a_call_is_held_until_there_is_a_certificate_and_gets_one_message_per_change() {
     let story = Story::new();
-    let (api, trouble) = (story.api(), Trouble { since: story.clock.now(), kind: "x", cause: "y".into() });
+    let (api, trouble) = (story.api(), Trouble::met(None, "x", "y".into(), story.clock.now()));
     let mut stream = svid_stream(&api).await;
     assert!(silent(&mut stream).await);
     story.fact.send_modify(|fact| fact.trouble = Some(trouble));
@@ -189,7 +189,7 @@ async fn only_dead_credentials_are_a_refusal() {
     let cause = "the token has expired; write a new one".to_owned();
     story.fact.send_modify(|fact| {
         fact.credentials_dead = true;
-        fact.trouble = Some(Trouble { since: story.clock.now(), kind: "credentials_dead", cause });
+        fact.trouble = Some(Trouble::met(None, "credentials_dead", cause, story.clock.now()));
     });
     let refusal = next(&mut early).await.err().unwrap();
     assert_eq!(refusal.code(), Code::PermissionDenied);

@@ -27,6 +27,7 @@ impl WorkloadReport {
             consumers: Vec::new(),
             reloads: Vec::new(),
             inbound: Vec::new(),
+            failures: Vec::new(),
             ignored: workload.ignored.clone(),
             broken: workload.broken.clone(),
         };
@@ -82,6 +83,10 @@ fn cause(trouble: Option<&Trouble>) -> Option<String> {
     trouble.map(|trouble| trouble.cause.clone())
 }
 
+fn kind(trouble: Option<&Trouble>) -> Option<String> {
+    trouble.map(|trouble| trouble.kind.to_owned())
+}
+
 impl IdentityReport {
     pub(super) fn of(identity: &Identity, registration: &Registration, now: SystemTime) -> Self {
         let refusal = match registration {
@@ -103,6 +108,7 @@ impl IdentityReport {
             not_before: svid.map(|svid| Timestamp(svid.not_before())),
             not_after: svid.map(|svid| Timestamp(svid.not_after())),
             renew_at: identity.renew_at.map(Timestamp),
+            kind: kind(identity.trouble.as_ref().or(refusal)),
             cause: cause(identity.trouble.as_ref().or(refusal)),
             token: TokenReport::of(&identity.token),
         }
@@ -122,7 +128,13 @@ impl RegistrationReport {
             Registration::Lost { entry, trouble } => (RegistrationState::Lost, entry, trouble.since, Some(trouble)),
             Registration::Parked { entry, trouble } => (RegistrationState::Parked, entry, trouble.since, Some(trouble)),
         };
-        Self { state, entry: Some(entry.clone()), since: Some(Timestamp(since)), cause: cause(trouble) }
+        Self {
+            state,
+            entry: Some(entry.clone()),
+            since: Some(Timestamp(since)),
+            kind: kind(trouble),
+            cause: cause(trouble),
+        }
     }
 }
 
@@ -179,6 +191,7 @@ impl PublicationReport {
         Self {
             publisher: publisher.to_owned(),
             serial: publication.serial.clone(),
+            kind: kind(publication.trouble.as_ref()),
             cause: cause(publication.trouble.as_ref()),
         }
     }
@@ -219,6 +232,7 @@ impl ReloadReport {
             state,
             serial: Some(serial.clone()),
             served: served.cloned(),
+            kind: kind(trouble),
             cause: cause(trouble),
         }
     }

@@ -62,6 +62,9 @@ pub struct PublicationReport {
     pub publisher: String,
     /// Serial of what consumers see.
     pub serial: Option<String>,
+    /// What kind of trouble it is: a stable word.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// Why the newest is not out.
     pub cause: Option<String>,
 }
@@ -77,6 +80,9 @@ pub struct ReloadReport {
     pub serial: Option<String>,
     /// Serial of the certificate that was seen being served; null when nobody looked, or none was seen.
     pub served: Option<String>,
+    /// What kind of trouble it is: a stable word.
+    #[serde(default)]
+    pub kind: Option<String>,
     /// What is wrong, and the fix.
     pub cause: Option<String>,
 }

@@ -8,6 +8,7 @@ use crate::{
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
 use std::{sync::Arc, time::Duration};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -33,7 +34,7 @@ fn context() -> Arc<X509Context> {
 }
 
 fn trouble(kind: &'static str, cause: &str) -> Trouble {
-    Trouble { since: at(5), kind, cause: cause.to_owned() }
+    Trouble::met(None, kind, cause.to_owned(), at(5))
 }
 
 /// The writing ends, with the workload that reads them.
@@ -208,7 +209,7 @@ fn a_hook_tells_what_is_served_only_where_somebody_looked() {
         (Reload::Failed { serial: serial(), trouble: trouble("x", "y") }, ReloadState::Failed, Some(serial()), None),
     ] {
         w.reload.send_replace(fact);
-        let ReloadReport { hook, state: is, serial, served: seen, cause } = look();
+        let ReloadReport { hook, state: is, serial, served: seen, cause, .. } = look();
         assert_eq!((hook.as_str(), is, serial, seen), ("nginx.service", state, told, served));
         assert_eq!(cause.is_some(), state == ReloadState::Failed);
     }
@@ -250,11 +251,12 @@ fn json_has_the_documented_words_and_reads_back() {
             "cause": null,
             "identity": {
                 "state": "valid", "serial": serial, "not_before": "1970-01-01T00:00:00Z",
-                "not_after": "1970-01-01T00:16:40Z", "renew_at": "1970-01-01T00:08:20Z", "cause": null,
+                "not_after": "1970-01-01T00:16:40Z", "renew_at": "1970-01-01T00:08:20Z", "kind": null, "cause": null,
                 "token": { "state": "stays", "cause": "let us write there" },
             },
             "registration": {
-                "state": "registered", "entry": "vms/payments-10.0.0.7", "since": "1970-01-01T00:00:03Z", "cause": null,
+                "state": "registered", "entry": "vms/payments-10.0.0.7", "since": "1970-01-01T00:00:03Z",
+                "kind": null, "cause": null,
             },
             "membership": {
                 "state": "withheld", "services": ["payments.vms.svc.cluster.local:80"], "ports": [8080], "tls": true,
@@ -267,10 +269,12 @@ fn json_has_the_documented_words_and_reads_back() {
             },
             "consumers": [],
             "inbound": [],
-            "files": [{ "publisher": "files", "serial": "0a", "cause": null }],
+            "files": [{ "publisher": "files", "serial": "0a", "kind": null, "cause": null }],
             "reloads": [{
-                "hook": "nginx.service", "state": "stale", "serial": "0a", "served": "09", "cause": "look at its log",
+                "hook": "nginx.service", "state": "stale", "serial": "0a", "served": "09",
+                "kind": "reload_stale", "cause": "look at its log",
             }],
+            "failures": [],
             "ignored": ["ISTIO_META_DNS_CAPTURE"],
             "broken": [],
         })
@@ -278,6 +282,60 @@ fn json_has_the_documented_words_and_reads_back() {
     assert_eq!(json["workloads"][0]["identity"]["state"], "none");
     assert_eq!(json["ready"], false);
     assert_eq!(serde_json::from_value::<Report>(json).unwrap(), report);
+}
+
+#[tokio::test]
+async fn what_fails_is_counted_by_its_kind() {
+    let w = payments();
+    let (sender, receiver) = watch::channel(Workloads { list: vec![w.workload.clone()], note: None });
+    let status = Status::new(receiver);
+    let stop = CancellationToken::new();
+    let counting = tokio::spawn(status.clone().count_failures(stop.clone()));
+    let again = |kind| {
+        w.identity.send_modify(|identity| {
+            identity.trouble = Some(Trouble::met(identity.trouble.as_ref(), kind, "why".to_owned(), at(5)));
+        });
+    };
+    let counted = async |wanted: &[(&str, &str, u64)]| {
+        let seen = || {
+            let list = status.report(at(9)).workloads;
+            let failures = list.into_iter().flat_map(|workload| workload.failures);
+            failures.map(|f| (f.what, f.kind, f.count)).collect::<Vec<_>>()
+        };
+        let wanted: Vec<_> =
+            wanted.iter().map(|(what, kind, n)| ((*what).to_owned(), (*kind).to_owned(), *n)).collect();
+        let end = tokio::time::Instant::now() + Duration::from_secs(20);
+        while seen() != wanted {
+            assert!(tokio::time::Instant::now() < end, "{:?}", seen());
+            tokio::task::yield_now().await;
+        }
+    };
+    counted(&[]).await;
+    again("unavailable");
+    counted(&[("identity", "unavailable", 1)]).await;
+    // Twice before anybody looks, and what has nothing to do with it.
+    again("unavailable");
+    again("unavailable");
+    w.identity.send_modify(|identity| identity.renew_at = Some(at(7)));
+    counted(&[("identity", "unavailable", 3)]).await;
+    w.identity.send_modify(|identity| identity.trouble = None);
+    again("denied");
+    w.registration.send_replace(registered(Some(trouble("new_certificate_refused", "why"))));
+    w.files.send_replace(Publication { serial: None, trouble: Some(trouble("disk_full", "why")) });
+    w.reload.send_replace(Reload::Failed { serial: "0a".to_owned(), trouble: trouble("reload_failed", "why") });
+    let all = [
+        ("hook", "reload_failed", 1),
+        ("identity", "denied", 1),
+        ("identity", "unavailable", 3),
+        ("publication", "disk_full", 1),
+        ("registration", "new_certificate_refused", 1),
+    ];
+    counted(&all).await;
+    // Who is gone is forgotten.
+    sender.send_replace(Workloads::default());
+    counted(&[]).await;
+    stop.cancel();
+    counting.await.unwrap();
 }
 
 #[tokio::test]

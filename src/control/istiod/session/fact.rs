@@ -17,8 +17,7 @@ impl Session<'_> {
 
     /// Trouble of a kind: since it began.
     pub(super) fn trouble_of(&self, kind: &'static str, cause: String) -> Trouble {
-        let before = self.trouble.as_ref().filter(|before| before.kind == kind).map(|before| before.since);
-        Trouble { since: before.unwrap_or_else(|| self.istiod.clock.now()), kind, cause }
+        Trouble::met(self.trouble.as_ref(), kind, cause, self.istiod.clock.now())
     }
 
     /// The mesh does not list us as it should, and we could not be registered anew.
@@ -52,7 +51,7 @@ impl Session<'_> {
         self.post.registration.send_modify(|fact| {
             if let Registration::Registered { entry, .. } = fact {
                 let cause = format!("{cause}; the next stream is not answered yet");
-                let trouble = Trouble { since: self.istiod.clock.now(), kind, cause };
+                let trouble = Trouble::met(None, kind, cause, self.istiod.clock.now());
                 *fact = Registration::Lost { entry: std::mem::take(entry), trouble };
             }
         });
