@@ -2,24 +2,26 @@
 //! workload registered.
 //!
 //! A session is a future: while it runs the workload is registered, or has asked; when it returns it is not. A
-//! connection carries the roots, token and client certificate of its dial; when one of them changes, the next dial
-//! reads it.
+//! connection carries the roots and the client certificate of its dial, and serves while they are those of now.
 
 mod credential;
+mod dial;
 mod error;
 mod istiod;
 mod link;
+mod links;
 mod retry;
 mod tap;
 mod tls;
+mod trust;
 
-pub use credential::{Credential, read_roots};
+pub use credential::Credential;
 pub use error::{Cost, Disposition, Error};
 pub use istiod::{Istiod, MembershipSettings};
 pub use retry::Retry;
 
 use crate::{
-    spiffe::{Csr, X509Context},
+    spiffe::{Csr, X509Bundle, X509Context},
     status::{Addresses, Health, Membership, Registration},
 };
 use std::{future::Future, sync::Arc, time::Duration};
@@ -33,6 +35,9 @@ pub struct Signed {
     pub chain: Vec<String>,
     /// The certificate that was accepted as the credential for this request; none when it was the token.
     pub accepted: Option<Arc<X509Context>>,
+    /// The operator's roots that vouched for the server, as they were when it was dialled: roots in the chain hold while the
+    /// operator's are these.
+    pub vouched: X509Bundle,
 }
 
 /// A control plane.

@@ -122,12 +122,11 @@ fn renewal(context: &X509Context, min_interval: Duration) -> SystemTime {
     schedule::renew_at(context.received, context.svid.not_after(), min_interval, fastrand::f64())
 }
 
-/// Keeps `fact` at a certificate that is good, until `shutdown`. `anchors` reads the operator's root file; a change of
-/// the `local` files (token, roots) ends a wait at once.
+/// Keeps `fact` at a certificate that is good, until `shutdown`. A change of the `local` files (token, roots) ends a wait at
+/// once.
 pub async fn run<C: ControlPlane>(
     control: Arc<C>,
     wanted: Wanted,
-    anchors: impl Fn() -> Option<X509Bundle>,
     fact: watch::Sender<Identity>,
     mut local: FileWatch,
     clock: Clock,
@@ -163,7 +162,7 @@ pub async fn run<C: ControlPlane>(
             Ok(renewed) => {
                 retry.reset();
                 not_before = Some(Instant::now() + wanted.min_interval);
-                spent = keep(&wanted, &fact, renewed, (spent, token), anchors(), clock).await;
+                spent = keep(&wanted, &fact, renewed, (spent, token), clock).await;
                 continue;
             }
             Err(error) => {
@@ -190,8 +189,9 @@ fn due(identity: &Identity, now: SystemTime) -> SystemTime {
     }
 }
 
-/// A new certificate, and the older one that the control plane accepted for the request, if it was one.
-type Renewed = (Arc<X509Context>, Option<Arc<X509Context>>);
+/// A new certificate, the older one that the control plane accepted for the request, if it was one, and the operator's roots
+/// that vouched.
+type Renewed = (Arc<X509Context>, Option<Arc<X509Context>>, X509Bundle);
 
 /// One request with a fresh key; what comes back is verified before anybody sees it.
 async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> Result<Renewed, RenewalError> {
@@ -204,8 +204,8 @@ async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> R
         }
     };
     let csr = Csr::new(&wanted.id, &key)?;
-    let Signed { chain, accepted } = control.sign(&csr, wanted.ttl).await?;
-    Ok((X509Context::from_answer(&wanted.id, key, &chain, clock.now())?, accepted))
+    let Signed { chain, accepted, vouched } = control.sign(&csr, wanted.ttl).await?;
+    Ok((X509Context::from_answer(&wanted.id, key, &chain, clock.now())?, accepted, vouched))
 }
 
 /// Makes a new certificate durable, then tells it. A disk that fails does not keep it from being used. `token` is the
@@ -213,9 +213,8 @@ async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> R
 async fn keep(
     wanted: &Wanted,
     fact: &watch::Sender<Identity>,
-    (context, accepted): Renewed,
+    (context, accepted, anchors): Renewed,
     (mut spent, token): (Spent, Option<Stamp>),
-    anchors: Option<X509Bundle>,
     clock: Clock,
 ) -> Spent {
     let now = clock.now();
@@ -225,7 +224,7 @@ async fn keep(
     let previous = accepted.or_else(|| fact.borrow().valid(now).cloned());
     let saved = {
         let (wanted, context, previous) = (wanted.clone(), context.clone(), previous.clone());
-        let anchors = anchors.clone().unwrap_or_else(|| context.bundle.clone());
+        let anchors = anchors.clone();
         spawn_blocking(move || {
             let saved = Store::open(&wanted.root, &wanted.store)
                 .and_then(|store| store.save(&context, previous.as_deref(), &anchors));
@@ -250,7 +249,7 @@ async fn keep(
         renew_at: Some(renewal(&context, wanted.min_interval)),
         current: Some(context),
         previous,
-        anchors,
+        anchors: Some(anchors),
         trouble: trouble.map(|cause| Trouble::met(None, "store", cause, now)),
         credentials_dead: false,
         token,

@@ -9,7 +9,7 @@ use crate::{
     address,
     command::Commands,
     config::{MembershipConfig, WorkloadConfig},
-    control::{Credential, Istiod, MembershipSettings, Post, read_roots},
+    control::{Credential, Istiod, MembershipSettings, Post},
     files::{FileWatch, Root},
     health::{self, ProbeSettings},
     host::Resolver,
@@ -205,9 +205,7 @@ async fn connected(
     let control = Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, place.clone(), clock));
     let roots = [&workload.ca.roots, &workload.discovery.roots].into_iter().cloned();
     let local = FileWatch::new(workload.token.paths().map(Path::to_owned).chain(roots));
-    let roots = workload.ca.roots.clone();
-    let anchors = move || read_roots(&roots).ok();
-    let kept = identity::run(control.clone(), wanted, anchors, identity, local.clone(), clock, post.stop.clone());
+    let kept = identity::run(control.clone(), wanted, identity, local.clone(), clock, post.stop.clone());
     if workload.registers() {
         let registered = async {
             // An entry keeps the locality that it was made with.

@@ -1,16 +1,14 @@
 //! The credential ladder: what may be presented at a dial, best first, each read anew.
 
 use crate::{
-    files::{MAX_FILE, MAX_ROOTS, ReadError, aside, read_text},
-    spiffe::{X509Bundle, X509Context},
+    files::{MAX_FILE, ReadError, aside, read_text},
+    spiffe::X509Context,
     status::Identity,
     workload::token::{self, TokenFile},
 };
 use std::{path::Path, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
-
-use super::Error;
 
 /// One rung of the ladder.
 #[derive(Debug, Clone)]
@@ -111,33 +109,4 @@ impl Credential {
             ),
         }
     }
-
-    /// The roots to trust at a dial: the operator's `file`, and what the CA sent since then. A file that was replaced
-    /// after the CA's roots were received stands alone: the operator knows better than a cache.
-    ///
-    /// # Errors
-    /// When the file is missing or holds no root.
-    pub(crate) async fn trusted(&self, file: &Path) -> Result<X509Bundle, Error> {
-        let path = file.to_owned();
-        let read = aside(file, move || read_roots(&path)).await;
-        let file = read.unwrap_or_else(|error| Err(unusable(file, error.to_string())))?;
-        let identity = self.identity.borrow();
-        Ok(match &identity.current {
-            Some(context) if identity.anchors.as_ref() == Some(&file) => file.union(&context.bundle),
-            _ => file,
-        })
-    }
-}
-
-/// The roots in an operator's file.
-///
-/// # Errors
-/// When the file is missing or holds no root.
-pub fn read_roots(file: &Path) -> Result<X509Bundle, Error> {
-    let pem = read_text(file, MAX_ROOTS).map_err(|e| unusable(file, e.to_string()))?;
-    X509Bundle::from_pem(&pem).map_err(|e| unusable(file, e.to_string()))
-}
-
-fn unusable(file: &Path, cause: String) -> Error {
-    Error::Roots { file: file.display().to_string(), cause }
 }

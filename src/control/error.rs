@@ -75,6 +75,14 @@ pub enum Error {
         /// An alert, or what the transport said.
         cause: String,
     },
+    /// The connection broke before the first answer, and that says nothing about a credential.
+    #[error("the connection to {address} broke: {cause}")]
+    Broken {
+        /// `host:port`.
+        address: String,
+        /// An alert, or what the transport said.
+        cause: String,
+    },
     /// There is nothing to authenticate with. Says the fix, too.
     #[error("no credential is left: {0}")]
     Dead(String),
@@ -127,7 +135,7 @@ impl Error {
             Self::Dropped { .. } | Self::Dead(_) => Disposition::Reauthenticate,
             Self::Roots { .. } | Self::Invalid(_) => Disposition::Park,
             Self::Resolve { .. } | Self::Connect { .. } | Self::Untrusted { .. } => Disposition::Retry,
-            Self::Timeout { .. } | Self::Ended { .. } => Disposition::Retry,
+            Self::Broken { .. } | Self::Timeout { .. } | Self::Ended { .. } => Disposition::Retry,
         }
     }
 
@@ -148,7 +156,7 @@ impl Error {
     /// This error of a session that istiod had answered: a connection that breaks then says nothing about the credential.
     pub(crate) fn after_an_answer(self) -> Self {
         match self {
-            Self::Dropped { address, cause, .. } => Self::Ended { address, cause },
+            Self::Dropped { address, cause, .. } | Self::Broken { address, cause } => Self::Ended { address, cause },
             error => error,
         }
     }
@@ -161,6 +169,7 @@ impl Error {
             Self::Roots { .. } => "roots",
             Self::Untrusted { .. } => "untrusted",
             Self::Dropped { .. } => "dropped",
+            Self::Broken { .. } => "broken",
             Self::Dead(_) => "credentials_dead",
             Self::Refused { kind, .. } => kind,
             Self::Timeout { .. } => "timeout",

@@ -7,9 +7,11 @@ mod refusal;
 mod session;
 
 use super::{
-    ControlPlane, Credential, Error, Post, Signed,
+    ControlPlane, Cost, Credential, Error, Post, Signed,
     credential::Rung,
     link::{Link, text},
+    links::Links,
+    trust::Trust,
 };
 use crate::{
     host::Resolver,
@@ -19,11 +21,8 @@ use crate::{
     time::Clock,
     workload::{Authority, Endpoint, Workload, Xds},
 };
-use std::{
-    sync::{Arc, Weak},
-    time::Duration,
-};
-use tokio::sync::{Mutex, watch};
+use std::{sync::Arc, time::Duration};
+use tokio::sync::watch;
 use tonic::{Request, Status, metadata::MetadataValue};
 
 /// How the mesh is asked whether it lists us.
@@ -40,16 +39,13 @@ pub struct MembershipSettings {
 pub struct Istiod {
     workload: Arc<Workload>,
     credential: Credential,
-    resolver: Resolver,
+    links: Links,
     xds: Xds,
     /// None turns membership off.
     membership: Option<MembershipSettings>,
     /// Where the platform says that we are.
     located: watch::Receiver<Located>,
     clock: Clock,
-    /// Connections that somebody still holds. The one lock that is held across an `.await`: during a dial, which is
-    /// bounded, so that a request for a certificate and a session that begin together share one connection.
-    links: Mutex<Vec<Weak<Link>>>,
 }
 
 /// What a climb of the ladder has reached.
@@ -70,7 +66,9 @@ impl Istiod {
         located: watch::Receiver<Located>,
         clock: Clock,
     ) -> Self {
-        Self { workload, credential, resolver, xds, membership, located, clock, links: Mutex::default() }
+        let trust = Trust::new(workload.ca.roots.clone(), credential.identity.clone());
+        let links = Links::new(resolver, trust);
+        Self { workload, credential, links, xds, membership, located, clock }
     }
 
     /// What a first request says of us. Not `registering`: an observer.
@@ -81,21 +79,6 @@ impl Istiod {
             Located::Soon | Located::Unknown => None,
         };
         (&self.workload.node(&addresses.all, platform, registering)).into()
-    }
-
-    /// A connection to `endpoint` on `rung`: one that is open already, unless a `fresh` one is asked for.
-    async fn link(&self, endpoint: &Endpoint, rung: &Rung, fresh: bool) -> Result<Arc<Link>, Error> {
-        let mut links = self.links.lock().await;
-        links.retain(|link| link.strong_count() > 0);
-        let usable = |link: &Arc<Link>| link.is_open() && link.endpoint == *endpoint && link.rung.same(rung);
-        if let Some(link) = links.iter().filter_map(Weak::upgrade).find(usable).filter(|_| !fresh) {
-            return Ok(link);
-        }
-        let roots = self.credential.trusted(&endpoint.roots).await?;
-        let link = Link::dial(endpoint, rung.clone(), &roots, &self.resolver).await?;
-        tracing::debug!(peer = %link.peer, credential = %rung.describe(), "connected");
-        links.push(Arc::downgrade(&link));
-        Ok(link)
     }
 
     /// Makes `call` on the best credential that is accepted: steps down when a connection breaks before the first
@@ -109,8 +92,14 @@ impl Istiod {
     ) -> Result<Reached<T>, Error> {
         let mut refused: Option<Error> = None;
         for rung in rungs {
-            let answer = match self.link(endpoint, &rung, fresh).await {
-                Ok(link) => call(link).await,
+            let answer = match self.links.get(endpoint, &rung, fresh).await {
+                Ok(link) => {
+                    let answer = call(link.clone()).await;
+                    // A stream that istiod has no time for is asked for again on this connection.
+                    let again = answer.as_ref().is_err_and(|error| error.cost() == Cost::Stream);
+                    self.links.keep(link, again);
+                    answer
+                }
                 Err(error) => Err(error),
             };
             match answer {
@@ -164,13 +153,9 @@ impl Istiod {
 
     /// An error of a call: istiod's own answer, or a connection that broke.
     async fn failure(&self, call: &'static str, link: &Link, status: Status) -> Error {
-        let transport = std::error::Error::source(&status).map(text);
-        match transport {
+        match std::error::Error::source(&status).map(text) {
             None => refusal::classify(call, status.code(), status.message()),
-            Some(said) => {
-                let cause = link.end().await.unwrap_or(said);
-                Error::Dropped { address: link.address(), credential: link.rung.describe(), cause }
-            }
+            Some(said) => link.broke(said).await,
         }
     }
 }

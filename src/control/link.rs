@@ -1,27 +1,36 @@
 //! One HTTP/2 connection to the control plane: dialled with one credential, which it keeps.
 
-use super::{Error, credential::Rung, tap::Tap, tls};
-use crate::{host::Resolver, spiffe::X509Bundle, workload::Endpoint};
+use super::{
+    Error,
+    credential::Rung,
+    dial::{Dialled, dial},
+    tap::Tap,
+    trust::{Roots, Trust},
+};
+use crate::{host::Resolver, workload::Endpoint};
 use hyper::{body::Incoming, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use rustls::pki_types::ServerName;
 use std::{
-    io,
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
-use tokio::{net::TcpStream, sync::watch, time::timeout};
-use tokio_rustls::TlsConnector;
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
 
-/// Bound on resolving, connecting and the TLS handshake, each.
-const DIAL: Duration = Duration::from_secs(5);
 /// istiod punishes pings more frequent than every 15 s, and any without an open stream (grpc-go keepalive enforcement).
 const PING_EVERY: Duration = Duration::from_secs(30);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Flow-control windows, as Istio's agent has them.
 const WINDOW: u32 = 1 << 20;
+
+/// From the withdrawal of a root to the end of what relies on it: whoever can move does so before.
+const HANDOVER: Duration = Duration::from_secs(5);
 
 /// How a connection ended, as far as its own task knows.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,53 +41,38 @@ pub(crate) enum End {
     Closed,
     /// Broke, and what the transport said.
     Broken(String),
+    /// Closed by us: a root that it relies on is trusted no more.
+    Withdrawn,
 }
 
-/// A live connection. It ends when the last holder lets go of it.
+/// A live connection. It carries the roots of its dial and serves while they are those of now. It ends when the last holder
+/// lets go of it.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) endpoint: Endpoint,
     pub(crate) rung: Rung,
+    /// What was trusted when it was dialled.
+    pub(crate) roots: Roots,
     /// The address that was reached.
     pub(crate) peer: SocketAddr,
     sender: http2::SendRequest<tonic::body::Body>,
-    goaway: watch::Receiver<bool>,
+    leave: watch::Receiver<bool>,
     end: watch::Receiver<End>,
 }
 
 impl Link {
-    /// Resolves, connects, shakes hands. Nothing of a credential is sent before the server is verified.
+    /// Dials with `roots`, which `trust` follows from then on, an address that was `good` before others.
     pub(crate) async fn dial(
         endpoint: &Endpoint,
         rung: Rung,
-        roots: &X509Bundle,
+        roots: Roots,
+        trust: &Trust,
         resolver: &Resolver,
+        good: Option<SocketAddr>,
     ) -> Result<Arc<Self>, Error> {
-        let (host, port) = (&endpoint.authority.host, endpoint.authority.port);
-        let address = endpoint.authority.to_string();
-        let resolve = |cause: String| Error::Resolve { host: host.clone(), cause };
-        let found = timeout(DIAL, resolver.lookup(host, port)).await;
-        let found = found.map_err(|_| resolve("no answer in time".to_owned()))?.map_err(|e| resolve(e.to_string()))?;
-        let tcp = connect(&address, &found).await?;
-        let peer = tcp.peer_addr().map_err(|e| Error::Connect { address: address.clone(), cause: e.to_string() })?;
-
-        let untrusted =
-            |e: &rustls::Error| Error::Untrusted { address: address.clone(), cause: e.to_string(), fix: fix(e) };
-        let config = tls::client_config(roots, &rung).map_err(|e| untrusted(&e))?;
-        let name = ServerName::try_from(endpoint.server_name.clone())
-            .map_err(|e| Error::Invalid(format!("server name {:?}: {e}", endpoint.server_name)))?;
-        let dropped = |cause: String| Error::Dropped { address: address.clone(), credential: rung.describe(), cause };
-        let shaken = timeout(DIAL, TlsConnector::from(Arc::new(config)).connect(name, tcp)).await;
-        let stream =
-            shaken.map_err(|_| Error::Timeout { call: "TLS handshake", address: address.clone(), within: DIAL })?;
-        let stream = stream.map_err(|e| match tls_error(&e) {
-            Some(tls @ (rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)) => {
-                untrusted(tls)
-            }
-            _ => dropped(text(&e)),
-        })?;
-
-        let (stream, goaway) = Tap::new(stream);
+        let Dialled { stream, peer } = dial(endpoint, &rung, &roots.all, resolver, good).await?;
+        let ((go, leave), cut) = (watch::channel(false), CancellationToken::new());
+        let stream = Tap::new(stream, go.clone(), cut.clone());
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .initial_stream_window_size(WINDOW)
@@ -88,15 +82,22 @@ impl Link {
             .keep_alive_while_idle(false)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|e| dropped(text(&e)))?;
+            .map_err(|e| broke(endpoint, &rung, text(&e)))?;
         let (told, end) = watch::channel(End::Open);
+        let outdated = outdated(trust.clone(), endpoint.roots.clone(), roots.clone(), go);
         tokio::spawn(async move {
-            told.send_replace(match connection.await {
-                Ok(()) => End::Closed,
-                Err(e) => End::Broken(text(&e)),
+            told.send_replace(tokio::select! {
+                ended = connection => match ended {
+                    Ok(()) => End::Closed,
+                    Err(e) => End::Broken(text(&e)),
+                },
+                () = outdated => {
+                    cut.cancel();
+                    End::Withdrawn
+                }
             });
         });
-        Ok(Arc::new(Self { endpoint: endpoint.clone(), rung, peer, sender, goaway, end }))
+        Ok(Arc::new(Self { endpoint: endpoint.clone(), rung, roots, peer, sender, leave, end }))
     }
 
     /// `host:port`, for messages.
@@ -106,28 +107,34 @@ impl Link {
 
     /// Whether new calls can be made on it.
     pub(crate) fn is_open(&self) -> bool {
-        !*self.goaway.borrow() && *self.end.borrow() == End::Open && !self.sender.is_closed()
+        !*self.leave.borrow() && *self.end.borrow() == End::Open && !self.sender.is_closed()
     }
 
-    /// Returns when the server has asked us to go, or the connection has ended.
+    /// Returns when the server has asked us to go, what is trusted is no more what it was, or the connection has ended.
     pub(crate) async fn told_to_go(&self) {
-        let (mut goaway, mut end) = (self.goaway.clone(), self.end.clone());
+        let (mut leave, mut end) = (self.leave.clone(), self.end.clone());
         tokio::select! {
-            _ = goaway.wait_for(|heard| *heard) => {}
+            _ = leave.wait_for(|told| *told) => {}
             _ = end.wait_for(|end| *end != End::Open) => {}
         }
     }
 
-    /// Why the connection ended, if it does within a moment: the alert about a refused certificate arrives here, often
-    /// after the call has failed.
-    pub(crate) async fn end(&self) -> Option<String> {
+    /// What a call that the transport broke off is: `said` is what the call knows of it. The alert about a refused
+    /// certificate arrives at the connection, often a moment after the call has failed.
+    pub(crate) async fn broke(&self, said: String) -> Error {
         let mut end = self.end.clone();
         let ended = timeout(Duration::from_millis(200), end.wait_for(|end| *end != End::Open)).await;
-        match ended.ok()?.ok()?.clone() {
-            End::Broken(cause) => Some(cause),
-            End::Closed => Some("closed by the server".to_owned()),
-            End::Open => None,
-        }
+        let ended = ended.ok().and_then(Result::ok).map_or(End::Open, |end| end.clone());
+        let cause = match ended {
+            End::Broken(cause) => cause,
+            End::Closed => "closed by the server".to_owned(),
+            End::Open => said,
+            End::Withdrawn => {
+                let cause = "a root certificate that it relies on is trusted no more".to_owned();
+                return Error::Ended { address: self.address(), cause };
+            }
+        };
+        broke(&self.endpoint, &self.rung, cause)
     }
 
     /// The connection as the service that the generated stubs call.
@@ -136,45 +143,27 @@ impl Link {
     }
 }
 
-async fn connect(address: &str, found: &[SocketAddr]) -> Result<TcpStream, Error> {
-    let error = |at: Option<&SocketAddr>, cause: String| Error::Connect {
-        address: at.map_or(address.to_owned(), |at| {
-            if at.to_string() == address { address.to_owned() } else { format!("{address} ({at})") }
-        }),
-        cause,
-    };
-    let mut last = error(None, "the name has no address".to_owned());
-    for at in found {
-        match timeout(DIAL, TcpStream::connect(at)).await {
-            Ok(Ok(tcp)) => {
-                // Without it a call waits for a delayed acknowledgement: 43 ms instead of 83 µs on loopback.
-                return tcp.set_nodelay(true).map(|()| tcp).map_err(|e| error(Some(at), e.to_string()));
-            }
-            Ok(Err(e)) => last = error(Some(at), e.to_string()),
-            Err(_) => last = error(Some(at), format!("no answer within {}", humantime::format_duration(DIAL))),
-        }
+/// A connection that broke before the first answer: on a certificate of ours that may be what istiod does when it does not
+/// accept it, as protocols go; on a token it is never.
+fn broke(endpoint: &Endpoint, rung: &Rung, cause: String) -> Error {
+    let address = endpoint.authority.to_string();
+    match rung {
+        Rung::Pair(_) => Error::Dropped { address, credential: rung.describe(), cause },
+        Rung::Token => Error::Broken { address, cause },
     }
-    Err(last)
 }
 
-/// The TLS library's own error inside an I/O error.
-fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
-    error.get_ref()?.downcast_ref()
-}
-
-fn fix(error: &rustls::Error) -> &'static str {
-    use rustls::CertificateError::{
-        Expired, ExpiredContext, NotValidForName, NotValidForNameContext, NotValidYet, NotValidYetContext,
-    };
-    match error {
-        rustls::Error::InvalidCertificate(NotValidForName | NotValidForNameContext { .. }) => {
-            "set ISTIOD_SAN (or controlPlane.serverName) to a name in its certificate"
+/// Follows what is trusted for a connection of these `roots`: says when it should be left, and returns when it must end.
+async fn outdated(trust: Trust, file: PathBuf, roots: Roots, leave: watch::Sender<bool>) {
+    let mut known = roots.clone();
+    loop {
+        known = trust.clone().differ(&file, &known).await;
+        leave.send_replace(true);
+        if !known.all.includes(&roots.all) {
+            break;
         }
-        rustls::Error::InvalidCertificate(
-            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. },
-        ) => "check the clocks of this host and of the control plane",
-        _ => "if the mesh has a new root, put its root-cert.pem (and a new istio-token) in place",
     }
+    sleep(HANDOVER).await;
 }
 
 /// An error with its causes on one line, without the pointers to documentation that the TLS library adds.
@@ -216,6 +205,7 @@ impl tower::Service<http::Request<tonic::body::Body>> for Channel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io;
 
     #[test]
     fn a_text_is_for_operators() {

@@ -13,6 +13,7 @@ use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::watch,
 };
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 const HEADER: usize = 9;
 const GOAWAY: u8 = 0x7;
@@ -58,18 +59,22 @@ pub(crate) struct Tap<S> {
     inner: S,
     frames: Frames,
     goaway: watch::Sender<bool>,
+    cut: Pin<Box<WaitForCancellationFutureOwned>>,
 }
 
 impl<S> Tap<S> {
-    /// Taps `inner`; the receiver turns true at the first GOAWAY.
-    pub(crate) fn new(inner: S) -> (Self, watch::Receiver<bool>) {
-        let (goaway, heard) = watch::channel(false);
-        (Self { inner, frames: Frames::default(), goaway }, heard)
+    /// Taps `inner`; `goaway` turns true at the first GOAWAY. It can be read until `cut`: the HTTP/2 library goes on with
+    /// open streams, whoever lets go of the connection.
+    pub(crate) fn new(inner: S, goaway: watch::Sender<bool>, cut: CancellationToken) -> Self {
+        Self { inner, frames: Frames::default(), goaway, cut: Box::pin(cut.cancelled_owned()) }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.cut.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
         if polled.is_ready() && self.frames.pass(&buf.filled()[before..]) {

@@ -48,7 +48,11 @@ impl ControlPlane for Script {
         match act {
             Act::Refuse(error) => Err(error),
             Act::Hang => pending().await,
-            _ => Ok(Signed { chain: self.authority.answer(csr.pem(), &leaf), accepted: None }),
+            _ => {
+                let chain = self.authority.answer(csr.pem(), &leaf);
+                let vouched = X509Bundle::from_pem(chain.last().unwrap()).unwrap();
+                Ok(Signed { chain, accepted: None, vouched })
+            }
         }
     }
 
@@ -86,7 +90,7 @@ impl Story {
             store: "/var/lib/we-agent/payments".into(),
             token: TokenFile { remove: true, ..TokenFile::new(token) },
         };
-        let running = tokio::spawn(run(script.clone(), wanted, || None, sender, local, clock, stop.clone()));
+        let running = tokio::spawn(run(script.clone(), wanted, sender, local, clock, stop.clone()));
         Self { host, script, clock, fact, stop, running }
     }
 

@@ -86,6 +86,11 @@ impl X509Bundle {
         Self { roots: self.roots.union(&other.roots).cloned().collect() }
     }
 
+    /// Whether each root of the other is in this one, too.
+    pub fn includes(&self, other: &Self) -> bool {
+        self.roots.is_superset(&other.roots)
+    }
+
     /// DER of each root, in a fixed order.
     pub fn roots(&self) -> impl Iterator<Item = CertificateDer<'_>> {
         self.roots.iter().map(|der| CertificateDer::from(der.as_slice()))

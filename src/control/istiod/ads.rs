@@ -91,8 +91,7 @@ impl Stream {
             let received = match self.wire.next().await {
                 Ok(Some(received)) => received,
                 Ok(None) => {
-                    let cause = self.link.end().await.unwrap_or_else(|| "istiod ended the stream".to_owned());
-                    return Err(Error::Ended { address: self.link.address(), cause });
+                    return Err(self.link.broke("istiod ended the stream".to_owned()).await.after_an_answer());
                 }
                 Err(status) => return Err(istiod.failure(CALL, &self.link, status).await),
             };

@@ -65,7 +65,7 @@ async fn create(istiod: &Istiod, link: Arc<Link>, csr: &Csr, ttl: Duration) -> R
                 Rung::Pair(context) => Some(context.clone()),
                 Rung::Token => None,
             };
-            Ok(Signed { chain: answer.into_inner().cert_chain, accepted })
+            Ok(Signed { chain: answer.into_inner().cert_chain, accepted, vouched: link.roots.file.clone() })
         }
         Ok(Err(status)) => Err(istiod.failure(CALL, &link, status).await),
         Err(_) => Err(Error::Timeout { call: CALL, address: link.address(), within: DEADLINE }),
