@@ -143,6 +143,8 @@ impl Error {
     pub fn cost(&self) -> Cost {
         match self {
             Self::Resolve { .. } | Self::Connect { .. } => Cost::Nothing,
+            // A moment later they do not meet, and the connection stays.
+            error if error.is_conflict() => Cost::Nothing,
             Self::Refused { kind: "admission", call, .. } if *call == Self::REGISTRATION => Cost::Stream,
             Self::Refused { kind: "admission", .. } => Cost::PushBack,
             error if error.disposition() == Disposition::Park => Cost::Final,

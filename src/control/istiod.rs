@@ -96,7 +96,7 @@ impl Istiod {
                 Ok(link) => {
                     let answer = call(link.clone()).await;
                     // A stream that istiod has no time for is asked for again on this connection.
-                    let again = answer.as_ref().is_err_and(|error| error.cost() == Cost::Stream);
+                    let again = answer.as_ref().is_err_and(|e| e.cost() == Cost::Stream || e.is_conflict());
                     self.links.keep(link, again);
                     answer
                 }

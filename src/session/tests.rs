@@ -114,7 +114,7 @@ async fn a_session_that_lived_is_resumed_promptly_but_once() {
     let waits = story.waits();
     assert!(waits[0] <= Duration::from_millis(202), "{waits:?}");
     assert!(waits[1..].iter().all(|wait| *wait >= FLOOR), "{waits:?}");
-    assert!(waits.iter().take(20).sum::<Duration>() > Duration::from_secs(60), "no jitter goes as low: {waits:?}");
+    assert!(waits.iter().take(20).sum::<Duration>() > Duration::from_secs(15), "no jitter goes as low: {waits:?}");
     story.end().await;
 }
 

@@ -129,6 +129,14 @@ async fn roots_change_online() {
     let mut agent = host.start().await;
     agent.ready("payments").await;
     let dir = published::dir(&host, "payments");
+    // The session is on a certificate: its connection will do for the next request.
+    let with_certificate = |e: &Event| match e.what {
+        What::StreamOpened { connection: ours, observer: false, .. } => lab.events().iter().any(|e| {
+            matches!(e.what, What::ConnectionOpened { connection, certificate: Some(_), .. } if connection == ours)
+        }),
+        _ => false,
+    };
+    assert!(lab.until(SOON, with_certificate).await.is_some());
 
     // The operator's file knows the old root only. istiod signs with the new one at once, but goes on to accept
     // certificates of the old one only, until it is restarted.
