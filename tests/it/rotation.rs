@@ -131,9 +131,9 @@ async fn roots_change_online() {
     let dir = published::dir(&host, "payments");
     // The session is on a certificate: its connection will do for the next request.
     let with_certificate = |e: &Event| match e.what {
-        What::StreamOpened { connection: ours, observer: false, .. } => lab.events().iter().any(|e| {
-            matches!(e.what, What::ConnectionOpened { connection, certificate: Some(_), .. } if connection == ours)
-        }),
+        What::StreamOpened { connection: ours, observer: false, .. } => lab.events().iter().any(
+            |e| matches!(e.what, What::ConnectionOpened { connection, certificate: Some(_), .. } if connection == ours),
+        ),
         _ => false,
     };
     assert!(lab.until(SOON, with_certificate).await.is_some());

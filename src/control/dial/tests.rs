@@ -49,7 +49,7 @@ async fn the_last_good_address_stands_in_for_a_name_service() {
         server_name: "istiod.istio-system.svc".to_owned(),
         roots: "/nowhere".into(),
     };
-    let roots = X509Bundle::from_pem(&crate::authority::Authority::root("mesh").root_pem()).unwrap();
+    let roots = X509Bundle::from_pem(crate::authority::Authority::root("mesh").root_pem()).unwrap();
     let resolver = Resolver::default();
     let error = dial(&endpoint, &Rung::Token, &roots, &resolver, None).await.err().unwrap();
     assert!(matches!(error, Error::Resolve { .. }), "{error}");
