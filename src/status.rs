@@ -58,6 +58,8 @@ impl Trouble {
     /// The kind of a new certificate that the control plane does not accept although it has not expired. The session
     /// lives on with the previous one, and `status` calls the identity `refused`.
     pub const NEW_CERTIFICATE_REFUSED: &str = "new_certificate_refused";
+    /// The kind of a mesh whose list contradicts our verdict while the workload cannot be registered anew.
+    pub const DISOWNED: &str = "disowned";
 }
 
 /// The identity fact; its only writer is the identity loop.

@@ -75,21 +75,20 @@ fn say_registration(before: &Registration, now: &Registration) {
     use Registration::{Absent, Asked, Lost, Parked, Registered};
     match (before, now) {
         (Registered { entry: old, trouble: was, .. }, Registered { entry, trouble, .. }) if old == entry => {
-            say_trouble(
-                was.as_ref(),
-                trouble.as_ref(),
-                "session kept on the previous credential",
-                "the certificate is accepted",
-            );
+            say_kept(was.as_ref(), trouble.as_ref());
         }
         (_, Registered { entry, trouble, .. }) => {
             info!(entry, "registered");
-            say_trouble(None, trouble.as_ref(), "session kept on the previous credential", "");
+            say_kept(None, trouble.as_ref());
         }
+        (Asked { trouble: Some(old), .. }, Asked { trouble: Some(trouble), .. }) if old.kind == trouble.kind => {}
         (Lost { trouble: old, .. } | Parked { trouble: old, .. }, Lost { trouble, .. } | Parked { trouble, .. })
             if old.kind == trouble.kind => {}
         // The identity has said it already, and one line is enough.
-        (_, Lost { trouble, .. }) if trouble.kind == "credentials_dead" => {}
+        (_, Lost { trouble, .. } | Asked { trouble: Some(trouble), .. }) if trouble.kind == "credentials_dead" => {}
+        (_, Asked { entry, trouble: Some(trouble), .. }) => {
+            warn!(entry, cause = trouble.cause, kind = trouble.kind, "not registered, trying again");
+        }
         (_, Lost { entry, trouble }) => {
             let what = if matches!(before, Registered { .. }) {
                 "session lost, resuming"
@@ -107,8 +106,19 @@ fn say_registration(before: &Registration, now: &Registration) {
             );
         }
         (Registered { entry, .. }, Absent) => info!(entry, "session closed"),
-        (_, Absent | Asked { .. }) => {}
+        (_, Absent | Asked { trouble: None, .. }) => {}
     }
+}
+
+/// What is wrong although the session lives.
+fn say_kept(before: Option<&Trouble>, now: Option<&Trouble>) {
+    let (begins, ends) = match now.or(before).map(|trouble| trouble.kind) {
+        Some(Trouble::DISOWNED) => {
+            ("registered, but the mesh does not show it", "the mesh shows the registration again")
+        }
+        _ => ("session kept on the previous credential", "the certificate is accepted"),
+    };
+    say_trouble(before, now, begins, ends);
 }
 
 fn say_membership(before: &Membership, now: &Membership, said: &mut Option<String>) {

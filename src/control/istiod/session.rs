@@ -231,7 +231,7 @@ impl<'a> Session<'a> {
                 return Some(Event::Reason(Reason::Disowned, Instant::now()));
             }
             Turn::Agreed => {
-                if self.trouble.as_ref().is_some_and(|trouble| trouble.kind != Trouble::NEW_CERTIFICATE_REFUSED) {
+                if self.trouble.as_ref().is_some_and(|trouble| trouble.kind == Trouble::DISOWNED) {
                     self.trouble = None;
                     self.tell();
                 }

@@ -7,10 +7,11 @@
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// A contradiction that lasts longer is reported again, and then again and again: a report that is lost once may be lost
-/// twice. Once a new stream has shown that istiod can write, there is no hurry.
+/// A contradiction that lasts longer is reported again, and as often: a report that is lost once may be lost twice.
 const REPORT: Duration = Duration::from_secs(3);
-const AGAIN: Duration = Duration::from_secs(6);
+/// Once a new stream has registered, for that long: istiod writes nothing while its own picture of the cluster is old, as
+/// it is for up to a minute after an outage of the API server. Then as rarely as it may register anew.
+const HURRY: Duration = Duration::from_secs(120);
 /// One that lasts longer takes a new stream, which registers anew.
 const ANEW: Duration = Duration::from_secs(10);
 /// Between two of those, at first; doubled by each, up to the most, until the list has agreed for as long.
@@ -35,8 +36,8 @@ struct Row {
     anew_at: Instant,
     /// A line was written.
     told: bool,
-    /// A stream was opened since it began: the entry is there, and what the list says is what the mesh wants.
-    registered: bool,
+    /// When a stream was opened since it began: the entry is there, and what the list says is what the mesh wants.
+    registered: Option<Instant>,
 }
 
 /// Verdict and list, side by side.
@@ -77,19 +78,19 @@ impl Agreement {
 
     fn begin(&self, wanted: bool, now: Instant) -> Row {
         let anew_at = self.earliest.map_or(now + ANEW, |earliest| earliest.max(now + ANEW));
-        Row { wanted, report_at: now + REPORT, anew_at, told: false, registered: false }
+        Row { wanted, report_at: now + REPORT, anew_at, told: false, registered: None }
     }
 
     /// A new stream was answered, for whatever reason: it has registered anew, and reported.
     pub(super) fn registered(&mut self, now: Instant) {
-        if let Some(Row { wanted, told, .. }) = self.row {
-            self.row = Some(Row { told, registered: true, ..self.begin(wanted, now) });
+        if let Some(Row { wanted, told, registered, .. }) = self.row {
+            self.row = Some(Row { told, registered: Some(registered.unwrap_or(now)), ..self.begin(wanted, now) });
         }
     }
 
     /// Whether the list contradicts a verdict that it had every chance to follow.
     pub(super) fn is_final(&self) -> bool {
-        self.row.as_ref().is_some_and(|row| row.registered)
+        self.row.as_ref().is_some_and(|row| row.registered.is_some())
     }
 
     /// When [`Agreement::due`] has something to say.
@@ -108,7 +109,8 @@ impl Agreement {
             return Some(Step::Anew { first });
         }
         if row.report_at <= now {
-            row.report_at = now + if row.registered { GAP } else { AGAIN };
+            let late = row.registered.is_some_and(|registered| now - registered > HURRY);
+            row.report_at = now + if late { GAP } else { REPORT };
             return Some(Step::Report);
         }
         None
@@ -142,8 +144,8 @@ mod tests {
         let (mut agreement, now) = (Agreement::new(), Instant::now());
         assert!(!agreement.weigh(HEALTHY, LISTED, now) && agreement.next().is_none());
         assert!(!agreement.weigh(HEALTHY, GONE, now));
-        let expected = [(3, Step::Report), (9, Step::Report), (10, Step::Anew { first: true })];
-        assert_eq!(steps(&mut agreement, now, s(10)), expected);
+        let (report, anew) = (Step::Report, Step::Anew { first: true });
+        assert_eq!(steps(&mut agreement, now, s(10)), [(3, report), (6, report), (9, report), (10, anew)]);
         agreement.registered(now + s(10));
         assert!(agreement.is_final() && agreement.weigh(HEALTHY, LISTED, now + s(11)), "it is over");
         assert!(!agreement.is_final() && agreement.next().is_none());
@@ -156,8 +158,8 @@ mod tests {
             agreement.weigh(wanted, listed, now);
             let steps = steps(&mut agreement, now, s(600));
             let reports: Vec<_> = steps.iter().filter(|(_, step)| *step == Step::Report).map(|(at, _)| *at).collect();
-            assert!(reports.windows(2).all(|pair| pair[1] - pair[0] <= 7), "heard within seconds: {reports:?}");
-            assert_eq!(reports.last(), Some(&597));
+            assert!(reports.windows(2).all(|pair| pair[1] - pair[0] == 3), "heard within seconds: {reports:?}");
+            assert_eq!(reports.last(), Some(&600));
         }
     }
 

@@ -24,7 +24,7 @@ impl Session<'_> {
     pub(super) fn disowned(&mut self, error: &Error) {
         let cause =
             format!("the mesh's list contradicts the verdict, and the workload cannot be registered anew: {error}");
-        self.trouble = Some(self.trouble_of(error.kind(), cause));
+        self.trouble = Some(self.trouble_of(Trouble::DISOWNED, cause));
     }
 
     /// Writes the fact while a stream lives.
@@ -34,7 +34,7 @@ impl Session<'_> {
         let refused = self.error.as_ref().is_some_and(|error| error.disposition() == Disposition::Park);
         let fact = match &self.trouble {
             // The entry is not there, and will not be.
-            Some(trouble) if refused && trouble.kind != Trouble::NEW_CERTIFICATE_REFUSED => {
+            Some(trouble) if refused && trouble.kind == Trouble::DISOWNED => {
                 Registration::Parked { entry, trouble: trouble.clone() }
             }
             trouble => Registration::Registered { entry, since: self.since, trouble: trouble.clone() },

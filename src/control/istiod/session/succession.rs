@@ -45,7 +45,11 @@ impl Session<'_> {
                     self.disowned(&error);
                 }
                 tracing::debug!(reasons = ?taken, cause = %error, "could not open a new stream");
-                let again = Instant::now() + self.retry.after(error.cost());
+                // A report repairs more than a stream does, and a stream that comes before it makes istiod's picture of the
+                // entry older than the entry is: reports go first when an API server is back.
+                let only_disowned = taken == Reasons::from([Reason::Disowned]);
+                let cost = if only_disowned { Cost::PushBack } else { error.cost() };
+                let again = Instant::now() + self.retry.after(cost);
                 self.error = Some(error);
                 self.tell();
                 Event::Failed(again)
