@@ -11,9 +11,9 @@ mod snapshot;
 pub use inbound::{HANDSHAKE_BOUNDS, Inbound, InboundCounters, InboundPlace};
 pub use report::{
     AddressReport, ConsumerReport, ConsumerState, FailureReport, HealthReport, HealthState, IdentityReport,
-    IdentityState, InboundRefusal, InboundReport, LatencyReport, MembershipReport, MembershipState, PublicationReport,
-    RegistrationReport, RegistrationState, ReloadReport, ReloadState, Report, Timestamp, TokenReport, TokenState,
-    WorkloadReport,
+    IdentityState, InboundRefusal, InboundReport, LatencyReport, MembershipReport, MembershipState, Mood,
+    PublicationReport, RegistrationReport, RegistrationState, ReloadReport, ReloadState, Report, State, Timestamp,
+    TokenReport, TokenState, WorkloadReport,
 };
 pub use snapshot::{Status, WorkloadStatus, Workloads};
 

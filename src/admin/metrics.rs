@@ -2,9 +2,7 @@
 
 mod inbound;
 
-use crate::status::{
-    HealthState, IdentityState, MembershipState, RegistrationState, ReloadState, Report, Timestamp, WorkloadReport,
-};
+use crate::status::{Report, State, Timestamp, WorkloadReport};
 use prometheus_client::{
     encoding::text::encode,
     metrics::{counter::Counter, family::Family, gauge::Gauge},
@@ -73,10 +71,10 @@ pub(super) fn render(report: &Report, dropped: u64) -> String {
         }
         put_time(&renewal, of(w), w.identity.renew_at);
         put_time(&since, of(w), w.registration.since);
-        put_state(&identity, w, IdentityState::ALL.iter().map(|s| (s.as_str(), *s == w.identity.state)));
-        put_state(&registration, w, RegistrationState::ALL.iter().map(|s| (s.as_str(), *s == w.registration.state)));
-        put_state(&membership, w, MembershipState::ALL.iter().map(|s| (s.as_str(), *s == w.membership.state)));
-        put_state(&health, w, HealthState::ALL.iter().map(|s| (s.as_str(), *s == w.health.state)));
+        put_state(&identity, of(w), w.identity.state);
+        put_state(&registration, of(w), w.registration.state);
+        put_state(&membership, of(w), w.membership.state);
+        put_state(&health, of(w), w.health.state);
         put(&services, of(w), w.membership.services.len() as f64);
         let mut counts = BTreeMap::new();
         for c in &w.consumers {
@@ -92,10 +90,7 @@ pub(super) fn render(report: &Report, dropped: u64) -> String {
             put(&published, labels, flag(p.serial.is_some() && p.serial == w.identity.serial));
         }
         for r in &w.reloads {
-            for state in ReloadState::ALL {
-                let labels = vec![("hook", r.hook.clone()), ("state", state.as_str().to_owned())];
-                put(&reload, [of(w), labels].concat(), flag(*state == r.state));
-            }
+            put_state(&reload, [of(w), vec![("hook", r.hook.clone())]].concat(), r.state);
         }
     }
     let failures = Family::<Labels, Counter>::default();
@@ -127,9 +122,10 @@ fn put_time(gauges: &Gauges, labels: Labels, time: Option<Timestamp>) {
     }
 }
 
-fn put_state(gauges: &Gauges, workload: &WorkloadReport, states: impl Iterator<Item = (&'static str, bool)>) {
-    for (word, current) in states {
-        put(gauges, [of(workload), vec![("state", word.to_owned())]].concat(), flag(current));
+fn put_state<S: State>(gauges: &Gauges, labels: Labels, current: S) {
+    for state in S::ALL {
+        let word = vec![("state", state.as_str().to_owned())];
+        put(gauges, [labels.clone(), word].concat(), flag(*state == current));
     }
 }
 
@@ -148,7 +144,9 @@ fn seconds(time: SystemTime) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{FailureReport, IdentityReport, RegistrationReport};
+    use crate::status::{
+        FailureReport, IdentityReport, IdentityState, RegistrationReport, RegistrationState, ReloadState,
+    };
     use std::time::Duration;
 
     fn at(seconds: u64) -> Timestamp {

@@ -4,8 +4,8 @@ use crate::{
     admin,
     files::Root,
     status::{
-        ConsumerReport, ConsumerState, HealthState, IdentityState, InboundReport, MembershipReport, MembershipState,
-        RegistrationState, ReloadReport, ReloadState, Report, Timestamp, TokenState, WorkloadReport,
+        ConsumerReport, InboundReport, MembershipReport, MembershipState, Mood, ReloadReport, ReloadState, Report,
+        State, Timestamp, TokenState, WorkloadReport,
     },
 };
 use anstyle::{AnsiColor, Style};
@@ -124,12 +124,6 @@ fn block(out: &mut String, w: &WorkloadReport, now: Timestamp) {
 }
 
 fn identity(out: &mut String, w: &WorkloadReport, now: Timestamp) {
-    let state = w.identity.state;
-    let style = match state {
-        IdentityState::Valid => GOOD,
-        IdentityState::None => WAIT,
-        IdentityState::Refused | IdentityState::Expired | IdentityState::Dead => BAD,
-    };
     let mut rest = String::new();
     if let Some(end) = w.identity.not_after {
         let word = if end > now { "expires" } else { "expired" };
@@ -138,23 +132,17 @@ fn identity(out: &mut String, w: &WorkloadReport, now: Timestamp) {
     if let Some(renewal) = w.identity.renew_at {
         let _ = write!(rest, ", renewal {}", relative(renewal, now));
     }
-    row(out, "identity", style, state.as_str(), &rest);
+    state(out, "identity", w.identity.state, &rest);
     w.identity.cause.iter().for_each(|cause| wrong(out, cause));
     match w.identity.token.state {
         TokenState::Kept => {}
-        TokenState::Removed => row(out, "token", DIM, "removed", ", it has served"),
-        TokenState::Stays => row(out, "token", BAD, "stays", ", though it has served"),
+        removed @ TokenState::Removed => state(out, "token", removed, ", it has served"),
+        stays @ TokenState::Stays => state(out, "token", stays, ", though it has served"),
     }
     w.identity.token.cause.iter().for_each(|cause| wrong(out, cause));
 }
 
 fn registration(out: &mut String, w: &WorkloadReport, now: Timestamp) {
-    let state = w.registration.state;
-    let style = match state {
-        RegistrationState::Registered => GOOD,
-        RegistrationState::Absent | RegistrationState::Asked => WAIT,
-        RegistrationState::Lost | RegistrationState::Parked => BAD,
-    };
     let mut rest = String::new();
     if let Some(entry) = &w.registration.entry {
         let _ = write!(rest, " as {entry}");
@@ -162,19 +150,13 @@ fn registration(out: &mut String, w: &WorkloadReport, now: Timestamp) {
     if let Some(since) = w.registration.since {
         let _ = write!(rest, ", {}", relative(since, now));
     }
-    row(out, "registration", style, state.as_str(), &rest);
+    state(out, "registration", w.registration.state, &rest);
     // A refused certificate troubles both; it is told once.
     let news = w.registration.cause.iter().filter(|cause| Some(*cause) != w.identity.cause.as_ref());
     news.for_each(|cause| wrong(out, cause));
 }
 
 fn membership(out: &mut String, membership: &MembershipReport) {
-    let (style, word) = match membership.state {
-        MembershipState::Listed => (GOOD, "listed"),
-        MembershipState::Unknown => (DIM, "unknown"),
-        MembershipState::NotSelected => (BAD, "not selected"),
-        MembershipState::Withheld => (WAIT, "selected, not listed"),
-    };
     let mut rest = String::new();
     if !membership.services.is_empty() {
         let _ = write!(rest, " for {}", membership.services.join(", "));
@@ -184,31 +166,20 @@ fn membership(out: &mut String, membership: &MembershipReport) {
         let speech = if tls { "mutual TLS" } else { "plain text" };
         let _ = write!(rest, "; pods speak {speech} to port {}", ports.join(", "));
     }
-    row(out, "membership", style, word, &rest);
+    state(out, "membership", membership.state, &rest);
     let news = |cause: &&String| !(membership.state == MembershipState::Unknown && cause.starts_with("not looked"));
     membership.cause.iter().filter(news).for_each(|cause| wrong(out, cause));
 }
 
 fn health(out: &mut String, w: &WorkloadReport) {
-    let style = match w.health.state {
-        HealthState::Healthy => GOOD,
-        HealthState::Unknown => DIM,
-        HealthState::Unhealthy | HealthState::Parked => BAD,
-    };
-    row(out, "health", style, w.health.state.as_str(), "");
+    state(out, "health", w.health.state, "");
     w.health.message.iter().for_each(|message| wrong(out, message));
 }
 
 /// Those in trouble first.
 fn consumers(out: &mut String, consumers: &[ConsumerReport]) {
-    let rank = |consumer: &&ConsumerReport| match consumer.state {
-        ConsumerState::Refused => (0, BAD),
-        ConsumerState::Behind => (1, WAIT),
-        ConsumerState::Waiting => (2, WAIT),
-        ConsumerState::Current => (3, GOOD),
-    };
     let mut all: Vec<_> = consumers.iter().collect();
-    all.sort_by_key(|consumer| rank(consumer).0);
+    all.sort_by_key(|consumer| consumer.state.mood());
     for consumer in all.iter().take(CROWD) {
         let ConsumerReport { protocol, resource, node, uid, .. } = consumer;
         let mut rest = format!(", {protocol} {resource} for uid {uid}");
@@ -217,7 +188,7 @@ fn consumers(out: &mut String, consumers: &[ConsumerReport]) {
             let _ = write!(rest, ", {node}");
         }
         consumer.version.iter().for_each(|version| _ = write!(rest, ": {version}"));
-        row(out, "consumer", rank(consumer).1, consumer.state.as_str(), &rest);
+        state(out, "consumer", consumer.state, &rest);
         consumer.cause.iter().for_each(|cause| wrong(out, cause));
     }
     if let Some(more) = all.len().checked_sub(CROWD).filter(|more| *more > 0) {
@@ -226,18 +197,13 @@ fn consumers(out: &mut String, consumers: &[ConsumerReport]) {
 }
 
 fn reload(out: &mut String, hook: &ReloadReport) {
-    let style = match hook.state {
-        ReloadState::Reloaded => GOOD,
-        ReloadState::None | ReloadState::Running => WAIT,
-        ReloadState::Failed | ReloadState::Stale => BAD,
-    };
     let mut rest = format!(", {}", hook.hook);
     match (hook.state, &hook.served) {
         (ReloadState::Reloaded, Some(serial)) => _ = write!(rest, ", seen serving {serial}"),
         (ReloadState::Stale, Some(serial)) => _ = write!(rest, ", still serving {serial}"),
         _ => {}
     }
-    row(out, "hook", style, hook.state.as_str(), &rest);
+    state(out, "hook", hook.state, &rest);
     hook.cause.iter().for_each(|cause| wrong(out, cause));
 }
 
@@ -259,6 +225,16 @@ fn inbound(out: &mut String, i: &InboundReport) {
     if let Some(last) = &i.last_refusal {
         row(out, "", DIM, "last refusal:", &format!(" {last}"));
     }
+}
+
+fn state<S: State>(out: &mut String, label: &str, state: S, rest: &str) {
+    let style = match state.mood() {
+        Mood::Bad => BAD,
+        Mood::Waits => WAIT,
+        Mood::Good => GOOD,
+        Mood::Plain => DIM,
+    };
+    row(out, label, style, state.as_str(), rest);
 }
 
 fn row(out: &mut String, label: &str, style: Style, word: &str, rest: &str) {

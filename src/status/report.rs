@@ -1,6 +1,8 @@
 //! `status` as data: what `we-agent status --json` prints, the admin socket serves, and metrics are made from. The
 //! words are an interface: new ones may be added, none is changed.
 
+#[macro_use]
+mod words;
 mod from_facts;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
@@ -85,95 +87,75 @@ pub struct WorkloadReport {
     pub broken: Vec<String>,
 }
 
-/// Words of an enum in JSON, text and metrics, from one list.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$vdoc:meta])* $variant:ident = $word:literal,)+ }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-        pub enum $name {
-            $($(#[$vdoc])* #[serde(rename = $word)] $variant,)+
-        }
-
-        impl $name {
-            /// Every state.
-            pub const ALL: &[Self] = &[$(Self::$variant),+];
-
-            /// The word of this state.
-            pub fn as_str(self) -> &'static str {
-                match self { $(Self::$variant => $word),+ }
-            }
-        }
-    };
-}
-
 mod inbound;
 mod published;
 mod token;
 pub use inbound::{InboundRefusal, InboundReport, LatencyReport};
 pub use published::{ConsumerReport, ConsumerState, PublicationReport, ReloadReport, ReloadState};
 pub use token::{TokenReport, TokenState};
+pub use words::{Mood, State};
 
-words! {
+states! {
     /// The state of an identity.
     IdentityState {
         /// No certificate yet.
         #[default]
-        None = "none",
+        None = "none": Waits,
         /// An unexpired certificate.
-        Valid = "valid",
+        Valid = "valid": Good,
         /// An unexpired certificate that the control plane does not accept.
-        Refused = "refused",
+        Refused = "refused": Bad,
         /// The certificate has expired and there is no new one.
-        Expired = "expired",
+        Expired = "expired": Bad,
         /// Neither certificate nor token is accepted any more; only a new token helps.
-        Dead = "dead",
+        Dead = "dead": Bad,
     }
 }
 
-words! {
+states! {
     /// The state of a registration.
     RegistrationState {
         /// Nothing was asked.
         #[default]
-        Absent = "absent",
+        Absent = "absent": Waits,
         /// Asked, no answer yet.
-        Asked = "asked",
+        Asked = "asked": Waits,
         /// The control plane has acknowledged it.
-        Registered = "registered",
+        Registered = "registered": Good,
         /// The session was lost and is being resumed.
-        Lost = "lost",
+        Lost = "lost": Bad,
         /// Refused in a way that will not change by itself.
-        Parked = "parked",
+        Parked = "parked": Bad,
     }
 }
 
-words! {
+states! {
     /// The state of a membership.
     MembershipState {
         /// Not found out.
         #[default]
-        Unknown = "unknown",
+        Unknown = "unknown": Plain,
         /// No Service or ServiceEntry selects this workload.
-        NotSelected = "not_selected",
+        NotSelected = "not_selected": Bad,
         /// The mesh lists it.
-        Listed = "listed",
+        Listed = "listed": Good,
         /// Selected, but not listed at present.
-        Withheld = "withheld",
+        Withheld = "withheld": Waits,
     }
 }
 
-words! {
+states! {
     /// The state of the application.
     HealthState {
         /// No verdict.
         #[default]
-        Unknown = "unknown",
+        Unknown = "unknown": Plain,
         /// The probe succeeds.
-        Healthy = "healthy",
+        Healthy = "healthy": Good,
         /// The probe fails.
-        Unhealthy = "unhealthy",
+        Unhealthy = "unhealthy": Bad,
         /// The probe cannot run until a person decides.
-        Parked = "parked",
+        Parked = "parked": Bad,
     }
 }
 
@@ -191,7 +173,7 @@ pub struct FailureReport {
 /// The certificate.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct IdentityReport {
-    /// `none`, `valid`, `refused`, `expired` or `dead`.
+    /// One of [`IdentityState`].
     pub state: IdentityState,
     /// Serial number in lower-case hexadecimal.
     pub serial: Option<String>,
@@ -214,7 +196,7 @@ pub struct IdentityReport {
 /// The registration.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct RegistrationReport {
-    /// `absent`, `asked`, `registered`, `lost` or `parked`.
+    /// One of [`RegistrationState`].
     pub state: RegistrationState,
     /// `namespace/name` of the WorkloadEntry.
     pub entry: Option<String>,
@@ -230,7 +212,7 @@ pub struct RegistrationReport {
 /// The membership.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct MembershipReport {
-    /// `unknown`, `not_selected`, `listed` or `withheld`.
+    /// One of [`MembershipState`].
     pub state: MembershipState,
     /// `host:port` of each service that selects the workload.
     pub services: Vec<String>,
@@ -245,7 +227,7 @@ pub struct MembershipReport {
 /// The verdict on the application.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct HealthReport {
-    /// `unknown`, `healthy`, `unhealthy` or `parked`.
+    /// One of [`HealthState`].
     pub state: HealthState,
     /// The probe's own text, or why it is parked.
     pub message: Option<String>,

@@ -2,18 +2,18 @@
 
 use serde::{Deserialize, Serialize};
 
-words! {
+states! {
     /// The state of a consumer.
     ConsumerState {
         /// Nothing was sent, for there is no valid certificate; or it has not said yet whether it takes what was sent.
         #[default]
-        Waiting = "waiting",
+        Waiting = "waiting": Waits,
         /// It uses what it was sent last.
-        Current = "current",
+        Current = "current": Good,
         /// It was sent something newer than what it uses, and has not answered.
-        Behind = "behind",
+        Behind = "behind": Waits,
         /// It has refused what it was sent last.
-        Refused = "refused",
+        Refused = "refused": Bad,
     }
 }
 
@@ -24,7 +24,7 @@ pub struct ConsumerReport {
     pub protocol: String,
     /// What it takes: a secret (`default`, `ROOTCA`), or the call that it holds (`FetchX509SVID`, `FetchX509Bundles`).
     pub resource: String,
-    /// `waiting`, `current`, `behind` or `refused`.
+    /// One of [`ConsumerState`].
     pub state: ConsumerState,
     /// Who it says it is; empty when it says nothing.
     pub node: String,
@@ -38,20 +38,20 @@ pub struct ConsumerReport {
     pub cause: Option<String>,
 }
 
-words! {
+states! {
     /// The state of a hook.
     ReloadState {
         /// Nothing was switched yet.
         #[default]
-        None = "none",
+        None = "none": Waits,
         /// It runs, or what is served afterwards is being looked at.
-        Running = "running",
+        Running = "running": Waits,
         /// The program was told, and where that can be seen, it serves the newest certificate.
-        Reloaded = "reloaded",
+        Reloaded = "reloaded": Good,
         /// The hook failed.
-        Failed = "failed",
+        Failed = "failed": Bad,
         /// The hook says that all is well, but the newest certificate is not served.
-        Stale = "stale",
+        Stale = "stale": Bad,
     }
 }
 
@@ -74,7 +74,7 @@ pub struct PublicationReport {
 pub struct ReloadReport {
     /// The unit, or the program that is run.
     pub hook: String,
-    /// `none`, `running`, `reloaded`, `failed` or `stale`.
+    /// One of [`ReloadState`].
     pub state: ReloadState,
     /// Serial of the certificate that the program was told of.
     pub serial: Option<String>,

@@ -3,23 +3,23 @@
 use crate::status::Token;
 use serde::{Deserialize, Serialize};
 
-words! {
+states! {
     /// The state of a token.
     TokenState {
         /// It stays where it was put, or has not served yet.
         #[default]
-        Kept = "kept",
+        Kept = "kept": Plain,
         /// It has served and was removed, as configured.
-        Removed = "removed",
+        Removed = "removed": Plain,
         /// It has served and was to be removed, but could not be.
-        Stays = "stays",
+        Stays = "stays": Bad,
     }
 }
 
 /// The token.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TokenReport {
-    /// `kept`, `removed` or `stays`.
+    /// One of [`TokenState`].
     pub state: TokenState,
     /// Why it stays although it was to be removed, and the fix.
     pub cause: Option<String>,
