@@ -4,7 +4,12 @@ use crate::{
     authority::{Authority, Leaf},
     spiffe::{KeyKind, PrivateKey, X509Context},
 };
-use std::time::Duration;
+use proptest::{collection::vec, prelude::*, sample::subsequence};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    sync::LazyLock,
+    time::Duration,
+};
 
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
 
@@ -120,4 +125,99 @@ fn no_name_but_the_two_is_answered() {
     }
     let long = Name::parse(&"x".repeat(100_000)).unwrap_err();
     assert!(long.message().len() < 400, "a name does not come back at any length");
+}
+
+/// What may happen on a stream, in any order.
+#[derive(Debug, Clone)]
+enum Event {
+    /// Another certificate is there.
+    Switch(usize),
+    /// A response arrives at the consumer, which takes or refuses it.
+    Arrives { refused: bool },
+    /// The consumer wants other names.
+    Wants(Vec<Name>),
+    /// A request arrives here.
+    IsHeard,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        (0..3_usize).prop_map(Event::Switch),
+        any::<bool>().prop_map(|refused| Event::Arrives { refused }),
+        subsequence(vec![Name::Default, Name::RootCa], 0..=2).prop_map(Event::Wants),
+        Just(Event::IsHeard),
+    ]
+}
+
+/// A stream with both of its ends, and what is under way between them.
+#[derive(Default)]
+struct Stream {
+    here: Subscription,
+    newest: usize,
+    responses: VecDeque<(String, Vec<Version>)>,
+    requests: VecDeque<Ask>,
+    /// The consumer: what it wants, has, and has refused; and the last nonce that it has seen.
+    wants: Vec<Name>,
+    has: BTreeMap<Name, Arc<str>>,
+    refused: BTreeSet<Version>,
+    nonce: String,
+}
+
+static SECRETS: LazyLock<Vec<Secrets>> = LazyLock::new(|| (0..3).map(|_| identity(SystemTime::now()).0).collect());
+
+impl Stream {
+    fn ask(&mut self, refusal: Option<String>) {
+        let names = Names::Exactly(self.wants.clone());
+        self.requests.push_back(Ask { names, nonce: self.nonce.clone(), refusal, node: None });
+    }
+
+    fn reply(&mut self) {
+        if let Some(reply) = self.here.reply(&SECRETS[self.newest], SystemTime::now()) {
+            let versions = reply.secrets.iter().map(|secret| (secret.name, secret.version.clone())).collect();
+            self.responses.push_back((reply.nonce, versions));
+        }
+    }
+
+    fn happens(&mut self, event: Event) {
+        match event {
+            Event::Switch(newest) => self.newest = newest,
+            Event::Wants(names) => {
+                self.wants = names;
+                self.ask(None);
+            }
+            Event::IsHeard => {
+                self.requests.pop_front().iter().for_each(|ask| drop(self.here.hear(ask)));
+            }
+            Event::Arrives { refused } => {
+                let Some((nonce, versions)) = self.responses.pop_front() else { return };
+                self.nonce = nonce;
+                match refused {
+                    true => self.refused.extend(versions),
+                    false => self.has.extend(versions),
+                }
+                self.ask(refused.then(|| "no".to_owned()));
+            }
+        }
+        self.reply();
+    }
+}
+
+proptest! {
+    /// However switches, answers and changes of mind cross on the way: in the end it has the newest of all that it wants,
+    /// unless it was that which it refused.
+    #[test]
+    fn every_consumer_ends_on_the_newest(events in vec(event(), 0..80)) {
+        let mut stream = Stream { wants: vec![Name::Default], ..Stream::default() };
+        stream.ask(None);
+        events.into_iter().for_each(|event| stream.happens(event));
+        while !(stream.requests.is_empty() && stream.responses.is_empty()) {
+            stream.happens(Event::IsHeard);
+            stream.happens(Event::Arrives { refused: false });
+        }
+        for name in &stream.wants {
+            let newest = SECRETS[stream.newest].get(*name, SystemTime::now()).unwrap().version.clone();
+            let refused = stream.refused.contains(&(*name, newest.clone()));
+            prop_assert!(refused || stream.has.get(name) == Some(&newest), "{name:?}: {:?} and not {newest}", stream.has);
+        }
+    }
 }
