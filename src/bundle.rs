@@ -27,7 +27,7 @@ use std::{
     collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 use zeroize::Zeroizing;
 
@@ -100,7 +100,7 @@ impl Bundle {
         let place = |key: &str| proxy.place(&format!("proxyMetadata.{key}"));
         let metadata = metadata::read(&mut keys, proxy.fields.get("proxyMetadata"), place);
         let hosts = hosts(&mut keys.mistakes, dir);
-        let (roots, ca_roots, discovery_roots) = roots(&mut keys, root, dir);
+        let (Roots { general: roots, ca: ca_roots, discovery: discovery_roots }, odd) = roots(&mut keys, root, dir);
         keys.refuse_plaintext();
         keys.refuse_unset();
         // A variable of a broken file is not known to be missing.
@@ -115,7 +115,7 @@ impl Bundle {
         let (ttl, key, given) = (keys.ttl(), keys.key_kind(), keys.addresses());
         let probe_localhost = keys.flag("REWRITE_PROBE_LEGACY_LOCALHOST_DESTINATION");
         let mut ignored = keys.ignored(dir.istio);
-        ignored.extend(metadata.ignored);
+        ignored.extend(metadata.ignored.into_iter().chain(odd));
         let output = match env.get("OUTPUT_CERTS") {
             Some(path) => Some(path).filter(|p| !p.is_empty()),
             None => dir.istio.then_some("/etc/certs"), // the start script's default
@@ -218,9 +218,18 @@ fn hosts(mistakes: &mut Vec<Mistake>, dir: &BundleDir) -> Hosts {
     })
 }
 
-/// The file of the mesh's roots, and what the keys name for the two services. All that are used are read once here,
-/// so that a broken one is told at once; the dials read them again.
-fn roots(keys: &mut Keys<'_>, root: &Root, dir: &BundleDir) -> (PathBuf, Option<PathBuf>, Option<PathBuf>) {
+/// The files of roots.
+struct Roots {
+    /// The mesh's.
+    general: PathBuf,
+    /// For one service alone, by its key.
+    ca: Option<PathBuf>,
+    discovery: Option<PathBuf>,
+}
+
+/// The file of the mesh's roots, and what the keys name for the two services; and what is odd in them. All that are used are
+/// read once here, so that a broken one is told at once; the dials read them again.
+fn roots(keys: &mut Keys<'_>, root: &Root, dir: &BundleDir) -> (Roots, Vec<String>) {
     let named = [keys.root_file("CA_ROOT_CA"), keys.root_file("XDS_ROOT_CA")].map(|path| path.map(|p| root.path(p)));
     let mut candidates = dir.roots.clone();
     if let (true, Some(provided)) = (dir.istio, keys.env.filled("PROV_CERT")) {
@@ -228,19 +237,40 @@ fn roots(keys: &mut Keys<'_>, root: &Root, dir: &BundleDir) -> (PathBuf, Option<
     }
     let found = candidates.iter().find(|p| p.exists()).or(candidates.first()).cloned().unwrap_or_default();
     let general = if named.iter().all(Option::is_some) { None } else { Some(&found) };
+    let mut odd = Vec::new();
     for path in general.into_iter().chain(named.iter().flatten()) {
         let missing = "copy the root certificate of the mesh there (the bundle's root-cert.pem)";
         match text(path, MAX_ROOTS, Some(missing)) {
             Ok(text) => {
-                if let Err(error) = X509Bundle::from_pem(text.as_deref().map_or("", String::as_str)) {
-                    keys.mistakes.push(Mistake { place: path.display().to_string(), problem: Problem::Roots(error) });
+                let text = text.as_deref().map_or("", String::as_str);
+                match X509Bundle::from_pem(text) {
+                    Ok(bundle) => odd.extend(oddities(path, text, &bundle, SystemTime::now())),
+                    Err(error) => {
+                        keys.mistakes
+                            .push(Mistake { place: path.display().to_string(), problem: Problem::Roots(error) });
+                    }
                 }
             }
             Err(mistake) => keys.mistakes.push(mistake),
         }
     }
     let [ca, discovery] = named;
-    (found, ca, discovery)
+    (Roots { general: found, ca, discovery }, odd)
+}
+
+/// What is not obeyed in a file of roots that can be used.
+fn oddities(path: &Path, text: &str, bundle: &X509Bundle, now: SystemTime) -> impl Iterator<Item = String> {
+    let file = path.display();
+    let key = text.lines().any(|line| line.starts_with("-----BEGIN ") && line.contains("PRIVATE KEY"));
+    let key = key.then(|| format!("a private key in {file} (nobody needs it there: remove it, and make another)"));
+    let ended = bundle.ended(now).map(|end| {
+        format!(
+            "the end of the roots in {file} (all have expired, the last at {}, and Istio's own programs refuse them: copy the \
+             mesh's root certificate again, or look at the clock)",
+            humantime::format_rfc3339_seconds(end)
+        )
+    });
+    key.into_iter().chain(ended)
 }
 
 /// The content of a file. `missing`: what to do if it is not there; without it, absence is no mistake.

@@ -4,9 +4,11 @@
 mod id;
 mod key;
 mod peer;
+mod roots;
 mod svid;
 
 pub use id::{SpiffeId, SpiffeIdError, TrustDomain};
 pub use key::{Csr, KeyError, KeyKind, PrivateKey};
 pub use peer::{IdPattern, PeerError, PeerRoots, id_of};
-pub use svid::{BundleError, SvidError, X509Bundle, X509Context, X509Svid, serial_of};
+pub use roots::{BundleError, X509Bundle};
+pub use svid::{SvidError, X509Context, X509Svid, serial_of};

@@ -268,3 +268,48 @@ fn what_is_made_of_a_variable_that_nobody_sets_is_told() {
         told(line).unwrap();
     }
 }
+
+/// Roots that ended in those years.
+fn roots(years: &[i32]) -> String {
+    let root = |year: &i32| {
+        let mut params = rcgen::CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.not_after = rcgen::date_time_ymd(*year, 1, 1);
+        params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+    };
+    years.iter().map(root).collect()
+}
+
+#[test]
+fn roots_are_used_or_told() {
+    let host = Host::new(ENV, MESH);
+    let read = |pem: &str| {
+        host.write("root-cert.pem", pem);
+        host.read().map(|bundle| bundle.ignored.join("\n"))
+    };
+    let good = roots(&[4000]);
+    let key = rcgen::KeyPair::generate().unwrap().serialize_pem();
+    // As it comes from other systems, and from editors.
+    for pem in [good.replace('\n', "\r\n"), good.trim_end().to_owned(), format!("# mesh\n{good}"), roots(&[2001, 4000])]
+    {
+        assert_eq!(read(&pem), Ok(String::new()), "{pem}");
+    }
+    for (pem, told) in [
+        (format!("{key}{good}"), "a private key in "),
+        (roots(&[2001, 2002]), "all have expired, the last at 2002-01-01T00:00:00Z"),
+    ] {
+        let odd = read(&pem).unwrap();
+        assert!(odd.contains(told) && odd.contains("root-cert.pem") && odd.lines().count() == 1, "{odd}");
+    }
+    let damaged = good.replacen("\nMII", "\nAAA", 1);
+    for (pem, told) in [
+        (format!("{good}{damaged}{good}"), "root-cert.pem: certificate 2 in it is damaged"),
+        (format!("{good}{}", &good[..200]), "root-cert.pem: it ends within certificate 2, so a part of it is missing"),
+        (format!("{good}-----BEGIN CER"), "root-cert.pem: it ends within certificate 2"),
+        (String::new(), "root-cert.pem: no certificate in it"),
+        (good.repeat(2000), "root-cert.pem: is longer than 1048576 bytes"),
+    ] {
+        let mistakes = read(&pem).unwrap_err();
+        assert!(mistakes.len() == 1 && mistakes[0].starts_with(told), "{told}: {mistakes:?}");
+    }
+}

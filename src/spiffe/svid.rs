@@ -1,111 +1,13 @@
 //! X.509-SVIDs and the roots they chain to (SPIFFE X.509-SVID standard; Istio's answer format).
 
-use super::{KeyError, PrivateKey, SpiffeId};
-use rustls::pki_types::{
-    CertificateDer, UnixTime,
-    pem::{self as blocks, PemObject},
+use super::{
+    BundleError, KeyError, PrivateKey, SpiffeId, X509Bundle,
+    roots::{pem_block, wall},
 };
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, SystemTime},
-};
+use rustls::pki_types::{CertificateDer, UnixTime, pem::PemObject};
+use std::{sync::Arc, time::SystemTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
-
-/// Why a file or an answer holds no usable roots.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum BundleError {
-    /// No block of the text is a certificate.
-    #[error("no certificate in it (expected PEM blocks that begin with -----BEGIN CERTIFICATE-----)")]
-    Empty,
-    /// A block that does not decode. All or nothing: a set that was shortened silently fails later, and elsewhere.
-    #[error("certificate {number} in it is damaged ({cause})")]
-    Damaged {
-        /// Which one, from 1.
-        number: usize,
-        /// What is wrong with it.
-        cause: String,
-    },
-    /// Blocks that a reader of PEM does not see: with blanks before them, or of another label (`TRUSTED CERTIFICATE`).
-    #[error(
-        "{begun} blocks of certificates begin in it, and {read} can be read: no blanks before the lines, and the label is CERTIFICATE"
-    )]
-    Unseen {
-        /// How many begin.
-        begun: usize,
-        /// How many can be read.
-        read: usize,
-    },
-    /// The text ends within a block.
-    #[error("it ends within certificate {0}, so a part of it is missing")]
-    CutOff(usize),
-}
-
-/// Trust anchors, a set: order and repetition do not matter, and it is never empty.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct X509Bundle {
-    roots: BTreeSet<Vec<u8>>,
-}
-
-impl X509Bundle {
-    /// Reads PEM. What is between the blocks and blocks that are no certificates are passed over.
-    ///
-    /// # Errors
-    /// When there is no certificate, or one that can be no trust anchor.
-    pub fn from_pem(pem: &str) -> Result<Self, BundleError> {
-        let mut roots = BTreeSet::new();
-        let mut number = 0;
-        for block in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-            number += 1;
-            let der = match block {
-                Ok(der) => der,
-                Err(blocks::Error::MissingSectionEnd { .. }) => return Err(BundleError::CutOff(number)),
-                Err(error) => return Err(BundleError::Damaged { number, cause: error.to_string() }),
-            };
-            anchor_from_trusted_cert(&der)
-                .map_err(|error| BundleError::Damaged { number, cause: error.to_string() })?;
-            roots.insert(der.to_vec());
-        }
-        // A beginning that is cut off itself is not known for one.
-        let last = pem.trim_end().lines().next_back().unwrap_or_default();
-        if last.starts_with('-') && !last.starts_with("-----END ") {
-            return Err(BundleError::CutOff(number + 1));
-        }
-        let begins = |line: &&str| line.trim_start().starts_with("-----BEGIN ") && line.contains("CERTIFICATE");
-        let begun = pem.lines().filter(begins).count();
-        if begun != number {
-            return Err(BundleError::Unseen { begun, read: number });
-        }
-        if roots.is_empty() { Err(BundleError::Empty) } else { Ok(Self { roots }) }
-    }
-
-    /// The roots of both.
-    #[must_use]
-    pub fn union(&self, other: &Self) -> Self {
-        Self { roots: self.roots.union(&other.roots).cloned().collect() }
-    }
-
-    /// Whether each root of the other is in this one, too.
-    pub fn includes(&self, other: &Self) -> bool {
-        self.roots.is_superset(&other.roots)
-    }
-
-    /// DER of each root, in a fixed order.
-    pub fn roots(&self) -> impl Iterator<Item = CertificateDer<'_>> {
-        self.roots.iter().map(|der| CertificateDer::from(der.as_slice()))
-    }
-
-    /// PEM of all roots, each block ending in a line feed.
-    pub fn pem(&self) -> String {
-        self.roots.iter().map(|der| pem_block(der)).collect()
-    }
-}
-
-fn pem_block(der: &[u8]) -> String {
-    let unix = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
-    pem::encode_config(&pem::Pem::new("CERTIFICATE", der), unix)
-}
 
 /// Why an answer of the certificate authority is not accepted, or a stored SVID not used.
 #[derive(Debug, thiserror::Error)]
@@ -294,7 +196,7 @@ impl X509Context {
             .collect::<Result<Vec<_>, _>>()
             .map_err(|e| SvidError::Unreadable(e.to_string()))?
             .into_iter()
-            .filter(|der| !bundle.roots.contains(der.as_ref()))
+            .filter(|der| !bundle.has(der))
             .collect();
         let svid = X509Svid::new(id, key, chain, &bundle, now)?;
         Ok(Arc::new(Self { svid, bundle, received }))
@@ -323,17 +225,6 @@ pub(super) fn uris<'a>(cert: &'a X509Certificate<'_>) -> Vec<&'a str> {
 /// Whether the key usage names what only an authority may do.
 pub(super) fn may_sign(cert: &X509Certificate<'_>) -> bool {
     cert.key_usage().ok().flatten().is_some_and(|usage| usage.value.key_cert_sign() || usage.value.crl_sign())
-}
-
-fn wall(time: x509_parser::time::ASN1Time) -> SystemTime {
-    let seconds = time.timestamp();
-    let distance = Duration::from_secs(seconds.unsigned_abs());
-    let moved = if seconds < 0 {
-        SystemTime::UNIX_EPOCH.checked_sub(distance)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_add(distance)
-    };
-    moved.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 fn verify(

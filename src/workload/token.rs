@@ -3,6 +3,7 @@
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use std::{
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -75,6 +76,9 @@ pub enum TokenError {
     /// Not three parts with dots between.
     #[error("the token file holds no JWT (three parts with dots between)")]
     Shape,
+    /// More than a token, say `Bearer ` before it or quotes around it.
+    #[error("the token file holds more than a token: remove what stands before, after or within it")]
+    More,
     /// The middle part does not decode.
     #[error("the token's claims cannot be read")]
     Claims,
@@ -107,7 +111,13 @@ pub fn facts(text: &str) -> Result<TokenFacts, TokenError> {
     if token.is_empty() {
         return Err(TokenError::Empty);
     }
-    let [_, claims, _] = token.split('.').collect::<Vec<_>>()[..] else { return Err(TokenError::Shape) };
+    let [header, claims, _] = token.split('.').collect::<Vec<_>>()[..] else { return Err(TokenError::Shape) };
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    let header =
+        URL_SAFE_NO_PAD.decode(header).ok().and_then(|json| serde_json::from_slice::<Map<String, Value>>(&json).ok());
+    if header.is_none() || !token.chars().all(legal) {
+        return Err(TokenError::More);
+    }
     let bytes = URL_SAFE_NO_PAD.decode(claims).map_err(|_| TokenError::Claims)?;
     let claims: Claims = serde_json::from_slice(&bytes).map_err(|_| TokenError::Claims)?;
     let since_epoch = |s: f64| Duration::try_from_secs_f64(s).ok();
@@ -161,10 +171,18 @@ mod tests {
             ("s3cret".to_owned(), TokenError::Shape),
             ("s3cret.s3cret".to_owned(), TokenError::Shape),
             ("a.b.c.d".to_owned(), TokenError::Shape),
-            ("s3cret.s3cr$t.s3cret".to_owned(), TokenError::Claims),
+            ("s3cret.e30.s3cret".to_owned(), TokenError::More),
+            (format!("Bearer {}", token("{}")), TokenError::More),
+            (format!("token={}", token("{}")), TokenError::More),
+            (format!("x{}", token("{}")), TokenError::More),
+            (format!("\"{}\"", token("{}").trim()), TokenError::More),
+            (token("{}").replacen('.', "\n.", 1), TokenError::More),
+            (token("{}").replace(".c2ln", ".c2\0ln"), TokenError::More),
+            (format!("{}s3cret", token("{}")), TokenError::More),
+            ("e30.s3cret.s3cret".to_owned(), TokenError::Claims),
             (token("[]s3cret"), TokenError::Claims),
         ] {
-            assert_eq!(facts(&text), Err(error));
+            assert_eq!(facts(&text), Err(error), "{text:?}");
             assert!(!error.to_string().contains("s3cret"));
         }
     }

@@ -6,6 +6,7 @@ use crate::{
 };
 use rcgen::ExtendedKeyUsagePurpose;
 use serde_json::Value;
+use std::time::Duration;
 use x509_parser::prelude::{X509CertificationRequest, parse_x509_pem};
 
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
@@ -225,72 +226,6 @@ fn validity_is_judged_on_our_clock() {
                 };
                 assert!(said, "{text}");
             }
-        }
-    }
-}
-
-#[test]
-fn a_bundle_is_a_set_and_never_empty() {
-    let (a, b) = (Authority::root("a"), Authority::root("b"));
-    let read = |pem: &str| X509Bundle::from_pem(pem);
-    let both = read(&format!("{}{}", a.root_pem(), b.root_pem())).unwrap();
-    assert_eq!(both, read(&format!("# second first\n{}{}{}", b.root_pem(), a.root_pem(), b.root_pem())).unwrap());
-    assert_eq!(both, read(a.root_pem()).unwrap().union(&read(b.root_pem()).unwrap()));
-    assert_eq!(both, read(&both.pem()).unwrap());
-    assert_eq!((both.roots().count(), certificates(&both.pem())), (2, 2));
-    assert_ne!(both, read(a.root_pem()).unwrap());
-    for nothing in ["", "no pem", "-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n"] {
-        assert_eq!(read(nothing), Err(BundleError::Empty), "{nothing:?}");
-    }
-}
-
-#[test]
-fn a_bundle_is_never_shortened_silently() {
-    let (a, b) = (Authority::root("a"), Authority::root("b"));
-    let (a, b) = (a.root_pem(), b.root_pem());
-    let read = |pem: &str| X509Bundle::from_pem(pem);
-    let both = read(&format!("{a}{b}")).unwrap();
-    let key = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
-    for same in [
-        format!("{a}{b}").replace('\n', "\r\n"),
-        format!("{a}{}", b.trim_end()),
-        format!("subject=a\n{a}\n\nsubject=b\n{b}# the end\n"),
-        format!("{a}{key}{b}"),
-    ] {
-        assert_eq!(read(&same).as_ref(), Ok(&both), "{same}");
-    }
-    let junk = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-    let damaged = |pem: &str| match read(pem) {
-        Err(BundleError::Damaged { number, .. }) => number,
-        other => panic!("{pem}: {other:?}"),
-    };
-    assert_eq!((damaged(junk), damaged(&format!("{a}{junk}{b}")), damaged(&format!("{a}{b}{junk}"))), (1, 2, 3));
-    assert_eq!(damaged(&format!("{a}{}", b.replacen('M', "*", 1))), 2);
-    let unended = a.replace("-----END CERTIFICATE-----\n", "");
-    assert_eq!(damaged(&format!("{unended}{b}")), 1);
-    for unseen in [b.replace("CERTIFICATE", "TRUSTED CERTIFICATE"), b.replace("-----BEGIN", " -----BEGIN")] {
-        assert_eq!(read(&format!("{a}{unseen}")), Err(BundleError::Unseen { begun: 2, read: 1 }), "{unseen}");
-    }
-}
-
-proptest::proptest! {
-    #[test]
-    fn what_is_cut_off_is_whole_or_told(at in proptest::prelude::any::<proptest::sample::Index>()) {
-        static TWO: std::sync::LazyLock<[String; 2]> =
-            std::sync::LazyLock::new(|| [Authority::root("a"), Authority::root("b")].map(|a| a.root_pem().to_owned()));
-        let [a, b] = &*TWO;
-        let text = format!("{a}{b}");
-        let cut = &text[..at.index(text.len())];
-        match X509Bundle::from_pem(cut) {
-            Ok(bundle) if cut.trim_end().len() == text.trim_end().len() => assert_eq!(bundle.roots().count(), 2),
-            Ok(bundle) => {
-                assert_eq!(bundle.roots().count(), 1);
-                assert_eq!(cut.trim_end(), a.trim_end());
-            }
-            Err(BundleError::Empty) => assert!(cut.is_empty()),
-            Err(BundleError::CutOff(number)) => assert_eq!(number, if cut.len() < a.len() { 1 } else { 2 }),
-            // Cut within the line that begins a block.
-            Err(error) => assert!(cut.lines().next_back().unwrap().starts_with("-----BEGIN"), "{error}: {cut}"),
         }
     }
 }

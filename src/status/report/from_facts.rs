@@ -11,6 +11,10 @@ use crate::status::{
 };
 use std::{sync::atomic::Ordering::Relaxed, time::SystemTime};
 
+/// What is said of a workload that wants no entry.
+const NOBODY_ASKED: &str = "the bundle names no WorkloadGroup, so no entry is asked for: if the mesh is to send calls here, make it \
+                            again with --autoregister";
+
 impl WorkloadReport {
     pub(in crate::status) fn of(workload: &WorkloadStatus, now: SystemTime) -> Self {
         let mut report = Self {
@@ -35,6 +39,9 @@ impl WorkloadReport {
             let registration = facts.registration.borrow();
             report.identity = IdentityReport::of(&facts.identity.borrow(), &registration, now);
             report.registration = RegistrationReport::of(&registration);
+            if !workload.registers {
+                report.registration.cause = Some(NOBODY_ASKED.to_owned());
+            }
             report.membership = MembershipReport::of(&facts.membership.borrow());
             report.health = HealthReport::of(&facts.health.borrow());
             report.address = AddressReport::of(&facts.addresses.borrow());
