@@ -121,7 +121,7 @@ impl Listener {
             phase: told,
             journal: Journal::new(tracing::Span::current()),
         });
-        let accepting = threads.accept(listener, shared, stop.clone());
+        let accepting = threads.run(accept::run(listener, shared, threads.clone(), stop.clone()));
         loop {
             tokio::select! {
                 changed = identity.changed() => {

@@ -1,10 +1,8 @@
 //! The threads of the data path: one per core, each with a runtime of its own, so that a connection lives on one core and
 //! what the control loops do is not felt.
 
-use super::{Shared, accept};
 use std::{
     io,
-    net::TcpListener,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -67,10 +65,9 @@ impl Threads {
         Ok(Self(Arc::new(Pool { workers, _stop: stop.drop_guard() })))
     }
 
-    /// Takes connections from `listener` until `stop`.
-    pub(super) fn accept(&self, listener: TcpListener, shared: Arc<Shared>, stop: CancellationToken) -> JoinHandle<()> {
-        let accepting = accept::run(listener, shared, self.clone(), stop);
-        self.least_busy().map_or_else(|| tokio::spawn(async {}), |worker| worker.handle.spawn(accepting))
+    /// Runs what is no connection, on the thread with the fewest of them.
+    pub(super) fn run(&self, work: impl Future<Output = ()> + Send + 'static) -> JoinHandle<()> {
+        self.least_busy().map_or_else(|| tokio::spawn(async {}), |worker| worker.handle.spawn(work))
     }
 
     /// Runs a connection on the thread with the fewest.

@@ -21,12 +21,12 @@ fn table() -> Vec<(String, BTreeSet<String>)> {
     .collect()
 }
 
-/// The first words after each `crate::` in `code`, groups taken apart.
-fn imports(code: &str) -> BTreeSet<String> {
+/// The first words after each `prefix` in `code`, groups taken apart.
+fn words_after(prefix: &str, code: &str) -> BTreeSet<String> {
     let word =
         |text: &str| text.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap().to_owned();
     let mut found = BTreeSet::new();
-    for rest in code.split("crate::").skip(1) {
+    for rest in code.split(prefix).skip(1) {
         let Some(group) = rest.strip_prefix('{') else {
             found.insert(word(rest));
             continue;
@@ -50,6 +50,11 @@ fn imports(code: &str) -> BTreeSet<String> {
     }
     found.remove("");
     found
+}
+
+/// The rooms that `code` imports.
+fn imports(code: &str) -> BTreeSet<String> {
+    words_after("crate::", code)
 }
 
 /// The code without comments and tests: those may look at everything.
@@ -120,4 +125,53 @@ fn imports_are_seen_in_every_form() {
     let seen: Vec<_> = imports(&production(code)).into_iter().collect();
     assert_eq!(seen, ["a", "e", "f", "h", "j"]);
     assert_eq!(production("a\n#[cfg(test)]\nmod tests {\n crate::b }"), "a\n");
+}
+
+/// A file as a module: `src/a/b.rs` is `a`, `b`.
+fn module(path: &Path) -> Vec<String> {
+    let inside = path.strip_prefix(Path::new(env!("CARGO_MANIFEST_DIR")).join("src")).unwrap().with_extension("");
+    inside.iter().map(|part| part.to_str().unwrap().to_owned()).collect()
+}
+
+/// For each module its siblings that it names, itself or anywhere below it. What it gets by way of its parent is not seen.
+fn siblings() -> BTreeMap<Vec<String>, BTreeSet<Vec<String>>> {
+    let files: Vec<_> = files().into_iter().map(|(_, path)| (module(&path), path)).collect();
+    let mut named: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (module, path) in &files {
+        let code = production(&fs::read_to_string(path).unwrap());
+        // Of the module itself, and of each that it is below of.
+        for depth in 2..=module.len() {
+            let (one, parent) = (&module[..depth], &module[..depth - 1]);
+            let up = "super::".repeat(module.len() - depth + 1);
+            // `super::super::a` is no `super::a`.
+            let code = code.replace(&format!("super::{up}"), "");
+            let words =
+                [up, format!("crate::{}::", parent.join("::"))].into_iter().flat_map(|p| words_after(&p, &code));
+            let others = words.map(|word| [parent, &[word]].concat());
+            let others = others.filter(|other| other != one && files.iter().any(|(module, _)| module == other));
+            named.entry(one.to_vec()).or_default().extend(others.collect::<Vec<_>>());
+        }
+    }
+    named
+}
+
+#[test]
+fn nothing_imports_in_a_circle_inside_a_room() {
+    let named = siblings();
+    let known = named.get(&["inbound", "threads"].map(str::to_owned)[..]);
+    assert!(known.is_some_and(|names| !names.is_empty()), "imports are not seen: {known:?}");
+    let mut circles = Vec::new();
+    for start in named.keys() {
+        let (mut open, mut seen) = (vec![start], BTreeSet::new());
+        while let Some(module) = open.pop() {
+            for next in &named[module] {
+                if next == start {
+                    circles.push(format!("{} comes back to itself by {}", start.join("::"), module.join("::")));
+                } else if seen.insert(next) {
+                    open.push(next);
+                }
+            }
+        }
+    }
+    assert!(circles.is_empty(), "modules that import in a circle:\n{}", circles.join("\n"));
 }
