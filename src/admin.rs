@@ -16,7 +16,7 @@ use std::{
     convert::Infallible,
     fs, io,
     net::SocketAddr,
-    os::unix::fs::PermissionsExt,
+    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -69,9 +69,8 @@ fn fix(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => "run it as a user that may write there, or give it another --root",
         io::ErrorKind::ReadOnlyFilesystem => "have the file system mounted writable, or give it another --root",
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room there",
-        io::ErrorKind::NotADirectory | io::ErrorKind::AlreadyExists | io::ErrorKind::IsADirectory => {
-            "something else is in its place; move that away"
-        }
+        io::ErrorKind::AlreadyExists => "move it away",
+        io::ErrorKind::NotADirectory => "something else is in the place of its directory; move that away",
         _ => "see what is wrong with the directory",
     }
 }
@@ -160,10 +159,13 @@ impl Admin {
 }
 
 /// Binds beside the name and renames: at no moment is the socket there with other rights, and one that a killed daemon
-/// left behind is replaced.
+/// left behind is replaced. What is no socket stays.
 fn bind_socket(path: &Path) -> io::Result<UnixListener> {
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
+    }
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "what is there is no socket"));
     }
     let beside = path.with_extension("new");
     match fs::remove_file(&beside) {

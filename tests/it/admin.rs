@@ -96,6 +96,19 @@ async fn a_living_agent_is_not_displaced_and_a_dead_one_is() {
 }
 
 #[tokio::test]
+async fn what_is_no_socket_is_never_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = Root::new(dir.path());
+    let path = root.path(admin::SOCKET);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, "somebody's").unwrap();
+    let (_sender, receiver) = watch::channel(Workloads::default());
+    let error = Admin::bind(&root, None, Status::new(receiver)).await.unwrap_err().to_string();
+    assert_eq!(error, format!("{}: what is there is no socket; move it away", path.display()));
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "somebody's");
+}
+
+#[tokio::test]
 async fn an_address_in_use_is_no_reason_to_fail() {
     let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -182,5 +182,5 @@ fn a_socket_that_cannot_be_had_is_told_once_with_its_fix() {
     let (code, _, said) = output(we_agent(dir.path()).arg("run"));
     assert_eq!(code, 1, "{said}");
     assert_eq!(said.matches("Not a directory").count(), 1, "{said}");
-    assert!(said.ends_with("; something else is in its place; move that away\n"), "{said}");
+    assert!(said.ends_with("; something else is in the place of its directory; move that away\n"), "{said}");
 }
