@@ -16,7 +16,7 @@ struct Story {
     app: App,
     lab: Lab,
     agent: Running,
-    _host: Host,
+    host: Host,
 }
 
 fn group(port: u16) -> Group {
@@ -31,7 +31,7 @@ impl Story {
         let lab = shape(Lab::builder().group(group(app.port)).service(service)).spawn().await.unwrap();
         let host = Host::new().bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"));
         let agent = host.start().await;
-        let mut story = Self { app, lab, agent, _host: host };
+        let mut story = Self { app, lab, agent, host };
         story.member(MembershipState::Listed).await;
         story
     }
@@ -108,6 +108,22 @@ async fn a_verdict_during_an_outage_of_the_api_server_arrives_after_it() {
     story.member(MembershipState::Withheld).await;
     assert_eq!((story.healthy(), story.lab.entry("vms", NAME).unwrap().uid), (Some(false), uid));
     story.until("no trouble left", |w| w.ready && w.registration.cause.is_none()).await;
+    story.agent.stop().await;
+}
+
+/// The agent is restarted, and what it reports first is lost: the list still has what the one before it reported.
+#[tokio::test]
+async fn a_report_that_is_lost_at_the_start_is_repeated() {
+    let mut story = Story::begin(|lab| lab.grace(SOON)).await;
+    story.agent.stop().await;
+    story.app.healthy.send_replace(false);
+    story.lab.inject(Fault::LoseReports(1));
+    let mark = story.lab.mark();
+    story.agent = story.host.start().await;
+    story.report(mark, true).await;
+    story.report(mark, false).await;
+    story.member(MembershipState::Withheld).await;
+    assert_eq!(story.healthy(), Some(false));
     story.agent.stop().await;
 }
 

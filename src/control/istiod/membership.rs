@@ -72,6 +72,8 @@ pub(super) struct Observer<'a> {
     /// Whether our verdict would have us listed; none while there is no verdict.
     wanted: Option<bool>,
     agreement: Agreement,
+    /// No look was made since the last stream was answered.
+    first: bool,
     look_at: Option<Instant>,
     waits: Backoff,
     looking: Option<Work<'a>>,
@@ -91,6 +93,7 @@ impl<'a> Observer<'a> {
             known: Known::default(),
             wanted,
             agreement: Agreement::new(),
+            first: true,
             look_at: None,
             waits,
             looking: None,
@@ -108,6 +111,7 @@ impl<'a> Observer<'a> {
     /// A stream was answered after `took`, and has registered us.
     pub(super) fn registered(&mut self, took: Duration) {
         self.agreement.registered(Instant::now());
+        self.first = true;
         if self.istiod.membership.is_none() {
             self.turns.push_back(Turn::Told(Membership::Unknown { cause: "turned off (membership.enabled)" }));
         } else if self.agreement.is_final() {
@@ -255,9 +259,11 @@ impl<'a> Observer<'a> {
         }
     }
 
-    /// Whether a look can find anything now; says so if not.
+    /// Whether a look can find anything now; says so if not. The first one can while we are unhealthy, too: that a report
+    /// was lost which somebody before us has made.
     pub(super) fn can_look(&mut self) -> bool {
-        let can = self.wanted == Some(true) || !self.known.names().is_empty();
+        let first = std::mem::take(&mut self.first) && self.wanted.is_some();
+        let can = first || self.wanted == Some(true) || !self.known.names().is_empty();
         if !can {
             self.turns.push_back(Turn::Told(self.unselected()));
         }
