@@ -4,7 +4,7 @@ use crate::{
     files::{MAX_FILE, ReadError, aside, read_text},
     spiffe::X509Context,
     status::Identity,
-    workload::token::{self, TokenFile},
+    workload::token::{self, Expected, TokenError, TokenFacts, TokenFile},
 };
 use std::{path::Path, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
@@ -38,6 +38,15 @@ impl Rung {
     }
 }
 
+/// Why a token was refused.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// It is of no use, whatever istiod does.
+    Dead(String),
+    /// What is wrong with it, or with whom it was shown to.
+    Wrong(String),
+}
+
 /// Where the credentials of a workload are.
 #[derive(Debug, Clone)]
 pub struct Credential {
@@ -69,30 +78,51 @@ impl Credential {
         aside(&file.clone(), move || read_text(&file, MAX_FILE)).await?
     }
 
-    /// Why the token is of no use at `now`, if that is plain from the file alone, and the fix.
-    pub(crate) async fn token_is_dead(&self, now: SystemTime) -> Option<String> {
+    /// What the token says of itself; none when it cannot be read.
+    pub(crate) async fn token_facts(&self) -> Option<TokenFacts> {
+        token::facts(&self.read_token().await.ok()?).ok()
+    }
+
+    /// Why the token was refused, as far as its file tells.
+    pub(crate) async fn diagnose(&self, expected: Expected<'_>, now: SystemTime) -> Refusal {
         let file = self.token.current().display();
-        let why = match self.read_token().await {
+        let dead = |why: String| Refusal::Dead(format!("no certificate is valid, and {why}; {}", self.new_token()));
+        let text = match self.read_token().await {
+            Ok(text) => text,
             Err(ReadError::Missing) if self.token.remove => {
-                format!("there is no token {file} (identity.removeToken: it is removed when it has served)")
+                return dead(format!(
+                    "there is no token {file} (identity.removeToken: it is removed when it has served)"
+                ));
             }
-            Err(ReadError::Missing) => format!("there is no token {file}"),
+            Err(ReadError::Missing) => return dead(format!("there is no token {file}")),
             Err(ReadError::Denied) => {
-                return Some(format!(
+                return Refusal::Dead(format!(
                     "no certificate is valid, and the user that we-agent runs as may not read the token {file}; {}",
                     self.token.remedy()
                 ));
             }
-            Err(error) => format!("the token {file} {error}"),
-            Ok(text) => match token::facts(&text) {
-                Err(error) => format!("{file}: {error}"),
-                Ok(facts) => {
-                    let expires = facts.expires.filter(|expires| *expires <= now)?;
-                    format!("the token {file} expired at {}", humantime::format_rfc3339_seconds(expires))
-                }
-            },
+            Err(error) => return dead(format!("the token {file} {error}")),
         };
-        Some(format!("no certificate is valid, and {why}; {}", self.new_token()))
+        let facts = match token::facts(&text) {
+            Ok(facts) => facts,
+            // Nothing else is needed than what it says.
+            Err(error @ TokenError::More) => {
+                return Refusal::Dead(format!("no certificate is valid, and {file}: {error}"));
+            }
+            Err(error) => return dead(format!("{file}: {error}")),
+        };
+        match facts.wrong(expected, now) {
+            Some(why) if facts.expires.is_some_and(|expires| expires <= now) => dead(format!("the token {file} {why}")),
+            Some(why) => Refusal::Wrong(format!("the token {file} {why}; {}", self.new_token())),
+            None => {
+                let elsewhere = if expected.accepted.is_some() { "" } else { ", it is of another cluster" };
+                Refusal::Wrong(format!(
+                    "nothing is wrong with the token {file} as far as it can be seen from here: istiod cannot reach its Kubernetes \
+                     API{elsewhere}, or the serviceAccount was deleted or made anew; if it lasts, {}",
+                    self.new_token()
+                ))
+            }
+        }
     }
 
     /// How to bring a new token in.

@@ -104,6 +104,18 @@ pub enum Error {
         /// Stable word.
         kind: &'static str,
     },
+    /// An answer about the token, which was looked at since.
+    #[error("{call}: the credential was not accepted ({message:?}, code {code}); {cause}")]
+    Token {
+        /// The call that was refused.
+        call: &'static str,
+        /// gRPC status code.
+        code: i32,
+        /// The control plane's own text.
+        message: String,
+        /// What is wrong, and what to do.
+        cause: String,
+    },
     /// No answer in time.
     #[error("{call}: no answer from {address} within {}", humantime::format_duration(*.within))]
     Timeout {
@@ -132,7 +144,7 @@ impl Error {
     pub fn disposition(&self) -> Disposition {
         match self {
             Self::Refused { disposition, .. } => *disposition,
-            Self::Dropped { .. } | Self::Dead(_) => Disposition::Reauthenticate,
+            Self::Dropped { .. } | Self::Token { .. } | Self::Dead(_) => Disposition::Reauthenticate,
             Self::Roots { .. } | Self::Invalid(_) => Disposition::Park,
             Self::Resolve { .. } | Self::Connect { .. } | Self::Untrusted { .. } => Disposition::Retry,
             Self::Broken { .. } | Self::Timeout { .. } | Self::Ended { .. } => Disposition::Retry,
@@ -155,6 +167,16 @@ impl Error {
     /// The call that registers.
     pub(crate) const REGISTRATION: &str = "registration";
 
+    /// This refusal of a token, with what is wrong with it.
+    pub(crate) fn because(self, cause: String) -> Self {
+        match self {
+            Self::Refused { call, code, message, kind: "unauthenticated", .. } => {
+                Self::Token { call, code, message, cause }
+            }
+            error => error,
+        }
+    }
+
     /// This error of a session that istiod had answered: a connection that breaks then says nothing about the credential.
     pub(crate) fn after_an_answer(self) -> Self {
         match self {
@@ -174,6 +196,7 @@ impl Error {
             Self::Broken { .. } => "broken",
             Self::Dead(_) => "credentials_dead",
             Self::Refused { kind, .. } => kind,
+            Self::Token { .. } => "unauthenticated",
             Self::Timeout { .. } => "timeout",
             Self::Ended { .. } => "ended",
             Self::Invalid(_) => "invalid",

@@ -8,7 +8,7 @@ mod session;
 
 use super::{
     ControlPlane, Cost, Credential, Error, Post, Signed,
-    credential::Rung,
+    credential::{Refusal, Rung},
     link::{Link, text},
     links::Links,
     trust::Trust,
@@ -19,9 +19,15 @@ use crate::{
     spiffe::Csr,
     status::{Addresses, Located},
     time::Clock,
-    workload::{Authority, Endpoint, Workload, Xds},
+    workload::{
+        Authority, Endpoint, Workload, Xds,
+        token::{self, Expected, TokenFacts},
+    },
 };
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 use tokio::sync::watch;
 use tonic::{Request, Status, metadata::MetadataValue};
 
@@ -46,6 +52,8 @@ pub struct Istiod {
     /// Where the platform says that we are.
     located: watch::Receiver<Located>,
     clock: Clock,
+    /// What the last token that was accepted said of itself.
+    accepted: Mutex<Option<TokenFacts>>,
 }
 
 /// What a climb of the ladder has reached.
@@ -68,7 +76,7 @@ impl Istiod {
     ) -> Self {
         let trust = Trust::new(workload.ca.roots.clone(), credential.identity.clone());
         let links = Links::new(resolver, trust);
-        Self { workload, credential, links, xds, membership, located, clock }
+        Self { workload, credential, links, xds, membership, located, clock, accepted: Mutex::default() }
     }
 
     /// What a first request says of us. Not `registering`: an observer.
@@ -103,7 +111,14 @@ impl Istiod {
                 Err(error) => Err(error),
             };
             match answer {
-                Ok(value) => return Ok(Reached { value, refused }),
+                Ok(value) => {
+                    if let Rung::Token = rung
+                        && let Some(facts) = self.credential.token_facts().await
+                    {
+                        *self.accepted() = Some(facts);
+                    }
+                    return Ok(Reached { value, refused });
+                }
                 Err(error) if error.is_about_credential() => {
                     tracing::debug!(cause = %error, credential = %rung.describe(), "credential not accepted");
                     refused = Some(self.weigh(refused, error, &rung).await);
@@ -118,10 +133,15 @@ impl Istiod {
     /// Which of two refusals is told: the first, as it is about the better credential, unless everything is dead.
     async fn weigh(&self, first: Option<Error>, error: Error, rung: &Rung) -> Error {
         match (first, rung) {
-            (None, Rung::Token) => match self.credential.token_is_dead(self.clock.now()).await {
-                Some(why) => Error::Dead(why),
-                None => error,
-            },
+            (None, Rung::Token) => {
+                let accepted = self.accepted().clone();
+                let Workload { namespace, service_account, .. } = &*self.workload;
+                let expected = Expected { namespace, service_account, accepted: accepted.as_ref() };
+                match self.credential.diagnose(expected, self.clock.now()).await {
+                    Refusal::Dead(why) => Error::Dead(why),
+                    Refusal::Wrong(why) => error.because(why),
+                }
+            }
             (first, _) => first.unwrap_or(error),
         }
     }
@@ -137,18 +157,23 @@ impl Istiod {
         if let Rung::Token = link.rung
             && let Some(bearer) = self.credential.bearer().await
         {
-            let mut value = MetadataValue::try_from(bearer.as_str()).map_err(|_| self.unreadable_token())?;
+            let mut value = MetadataValue::try_from(bearer.as_str()).map_err(|_| self.unreadable(&bearer))?;
             value.set_sensitive(true);
             headers.insert("authorization", value);
         }
         Ok(request)
     }
 
-    fn unreadable_token(&self) -> Error {
-        Error::Invalid(format!(
-            "{}: not a token (it has characters that no header can carry)",
-            self.credential.token.current().display()
-        ))
+    fn accepted(&self) -> MutexGuard<'_, Option<TokenFacts>> {
+        self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn unreadable(&self, bearer: &str) -> Error {
+        let why = match token::facts(bearer.trim_start_matches("Bearer ")) {
+            Err(error) => error.to_string(),
+            Ok(_) => "not a token (it has characters that no header can carry)".to_owned(),
+        };
+        Error::Invalid(format!("{}: {why}", self.credential.token.current().display()))
     }
 
     /// An error of a call: istiod's own answer, or a connection that broke.

@@ -65,6 +65,65 @@ pub struct TokenFacts {
     pub audiences: Vec<String>,
     /// `exp`: until when it is good.
     pub expires: Option<SystemTime>,
+    /// `nbf`: from when on it is good.
+    pub begins: Option<SystemTime>,
+    /// `iss`: the cluster that issued it.
+    pub issuer: Option<String>,
+}
+
+/// What is known of the tokens that istiod accepts.
+#[derive(Debug, Clone, Copy)]
+pub struct Expected<'a> {
+    /// Namespace of the service account that the bundle names.
+    pub namespace: &'a str,
+    /// The service account that the bundle names.
+    pub service_account: &'a str,
+    /// The last one that was accepted.
+    pub accepted: Option<&'a TokenFacts>,
+}
+
+/// What istiod demands of a token, unless it was told otherwise.
+const AUDIENCE: &str = "istio-ca";
+/// The API server's tolerance for clocks.
+const LEEWAY: Duration = Duration::from_secs(60);
+
+impl TokenFacts {
+    /// The one thing that is wrong with it at `now`, to be read on after its name; none if nothing is that can be seen here.
+    pub fn wrong(&self, expected: Expected<'_>, now: SystemTime) -> Option<String> {
+        let time = humantime::format_rfc3339_seconds;
+        if let Some(expires) = self.expires.filter(|expires| *expires <= now) {
+            return Some(format!("expired at {}", time(expires)));
+        }
+        if let Some(begins) = self.begins.filter(|begins| *begins > now + LEEWAY) {
+            return Some(format!("is valid from {} on, but it is {} here: check the clocks", time(begins), time(now)));
+        }
+        let accepted = expected.accepted;
+        let audiences: Vec<_> = match accepted {
+            Some(accepted) if !accepted.audiences.is_empty() => accepted.audiences.iter().map(String::as_str).collect(),
+            _ => vec![AUDIENCE],
+        };
+        if !self.audiences.iter().any(|audience| audiences.contains(&audience.as_str())) {
+            let ours = if self.audiences.is_empty() { "none".to_owned() } else { self.audiences.join(", ") };
+            return Some(format!("is for another audience ({}, not {})", shown(&ours), audiences.join(", ")));
+        }
+        let wanted = format!("system:serviceaccount:{}:{}", expected.namespace, expected.service_account);
+        if let Some(subject) = self.subject.as_ref().filter(|subject| **subject != wanted) {
+            return Some(format!("is of another account ({}, not {wanted})", shown(subject)));
+        }
+        match (&self.issuer, accepted.and_then(|accepted| accepted.issuer.as_ref())) {
+            (Some(ours), Some(theirs)) if ours != theirs => Some(format!(
+                "is of another cluster (issuer {}, that of the last one was {})",
+                shown(ours),
+                shown(theirs)
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// As much of a foreign text as a line has room for.
+fn shown(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(100).collect()
 }
 
 /// Why a text is no token. The text is never part of the message.
@@ -90,6 +149,8 @@ struct Claims {
     #[serde(default)]
     aud: Audiences,
     exp: Option<f64>,
+    nbf: Option<f64>,
+    iss: Option<String>,
 }
 
 /// One audience may be written without a list (RFC 7519, section 4.1.3).
@@ -120,7 +181,10 @@ pub fn facts(text: &str) -> Result<TokenFacts, TokenError> {
     }
     let bytes = URL_SAFE_NO_PAD.decode(claims).map_err(|_| TokenError::Claims)?;
     let claims: Claims = serde_json::from_slice(&bytes).map_err(|_| TokenError::Claims)?;
-    let since_epoch = |s: f64| Duration::try_from_secs_f64(s).ok();
+    let at = |seconds: Option<f64>| {
+        let since = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok())?;
+        SystemTime::UNIX_EPOCH.checked_add(since)
+    };
     Ok(TokenFacts {
         subject: claims.sub,
         audiences: match claims.aud {
@@ -128,7 +192,9 @@ pub fn facts(text: &str) -> Result<TokenFacts, TokenError> {
             Audiences::Many(many) => many,
             Audiences::None => Vec::new(),
         },
-        expires: claims.exp.and_then(since_epoch).and_then(|d| SystemTime::UNIX_EPOCH.checked_add(d)),
+        expires: at(claims.exp),
+        begins: at(claims.nbf),
+        issuer: claims.iss,
     })
 }
 
@@ -149,9 +215,43 @@ mod tests {
         assert_eq!(found.audiences, ["istio-ca", "x"]);
         assert_eq!(found.expires, Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000)));
         assert_eq!(facts(&token(r#"{"aud":"istio-ca"}"#)).unwrap().audiences, ["istio-ca"]);
-        let none = TokenFacts { subject: None, audiences: vec![], expires: None };
+        let none = TokenFacts { subject: None, audiences: vec![], expires: None, begins: None, issuer: None };
         assert_eq!(facts(&token("{}")).unwrap(), none);
         assert_eq!(facts(&token(r#"{"exp":-5}"#)).unwrap(), none);
+    }
+
+    #[test]
+    fn the_one_thing_that_is_wrong_is_named() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let good = r#"{"sub":"system:serviceaccount:vms:a","aud":["istio-ca"],"exp":1700003600,"nbf":1700000030,"iss":"https://one"}"#;
+        let read = |claims: &str| facts(&token(claims)).unwrap();
+        let accepted = read(good);
+        let wrong = |from: &str, to: &str| {
+            let expected = Expected { namespace: "vms", service_account: "a", accepted: Some(&accepted) };
+            assert!(good.contains(from));
+            read(&good.replace(from, to)).wrong(expected, now).unwrap_or_default()
+        };
+        assert_eq!(wrong("istio-ca", "istio-ca"), "", "nbf is within the API server's tolerance");
+        assert_eq!(wrong("1700003600", "1699999999"), "expired at 2023-11-14T22:13:19Z");
+        assert!(
+            wrong("1700000030", "1700000300")
+                .starts_with("is valid from 2023-11-14T22:18:20Z on, but it is 2023-11-14T22:13:20Z")
+        );
+        assert_eq!(wrong("[\"istio-ca\"]", "[\"vault\",\"x\"]"), "is for another audience (vault, x, not istio-ca)");
+        assert_eq!(wrong("[\"istio-ca\"]", "[]"), "is for another audience (none, not istio-ca)");
+        assert_eq!(
+            wrong("vms:a", "vms:b"),
+            "is of another account (system:serviceaccount:vms:b, not system:serviceaccount:vms:a)"
+        );
+        assert_eq!(
+            wrong("one", "two"),
+            "is of another cluster (issuer https://two, that of the last one was https://one)"
+        );
+        // A mesh may have an audience of its own: what was accepted is right.
+        let own = read(&good.replace("istio-ca", "mesh"));
+        let expected = Expected { namespace: "vms", service_account: "a", accepted: Some(&own) };
+        assert_eq!(own.wrong(expected, now), None);
+        assert!(accepted.wrong(expected, now).unwrap().contains("(istio-ca, not mesh)"));
     }
 
     #[test]

@@ -100,3 +100,31 @@ async fn permit_is_for_the_group_of_the_agent() {
     assert_eq!(facts(TOKEN), (0o640, us, group));
     assert_eq!(facts("/etc/we-agent/payments"), (0o770, us, group), "its token is to be removed");
 }
+
+/// A token that istiod refuses is here: what is wrong with it is said, and only that.
+#[tokio::test]
+async fn the_one_thing_that_is_wrong_with_a_token_is_named() {
+    let lab = lab().spawn().await.unwrap();
+    let host = host(&lab);
+    let good = lab.token("vms", "payments-sa", Duration::from_secs(3600)).unwrap();
+    let audience = lab.token_for("vms", "payments-sa", "vault", 3600).unwrap();
+    let expired = lab.token_for("vms", "payments-sa", "istio-ca", -3600).unwrap();
+    let wrong = [
+        (audience, "is for another audience (vault, not istio-ca)"),
+        (expired, "expired at "),
+        (format!("Bearer {good}"), "more than a token: remove"),
+        (good.replacen('.', ".\n", 1), "more than a token: remove what stands before"),
+    ];
+    fs::write(host.path(TOKEN), &wrong[0].0).unwrap();
+    let mut agent = host.start().await;
+    for (token, words) in &wrong {
+        fs::write(host.path(TOKEN), token).unwrap();
+        let told = |cause: &Option<String>| cause.as_ref().is_some_and(|cause| cause.contains(words));
+        let w = agent.until("payments", words, |w| told(&w.identity.cause) && told(&w.registration.cause)).await;
+        let cause = w.identity.cause.unwrap();
+        assert!(!cause.contains("Kubernetes API") && !cause.contains(&good), "{cause}");
+    }
+    fs::write(host.path(TOKEN), good).unwrap();
+    agent.ready("payments").await;
+    agent.stop().await;
+}

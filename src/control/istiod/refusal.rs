@@ -41,8 +41,7 @@ const TABLE: &[Row] = &[
         Reauthenticate,
         "unauthenticated",
         "the credential was not accepted",
-        "the token is expired, for another cluster or of a deleted serviceAccount, or istiod cannot reach its Kubernetes API; \
-         if it lasts, put a new istio-token in place",
+        "put a new istio-token in place",
     ),
     row(Code::PermissionDenied, "authorization failed", Park, "identity_mismatch", "not our identity", SAME_ACCOUNT),
     row(Code::PermissionDenied, "", Park, "denied", "denied", "ask the mesh's administrator"),
