@@ -1,6 +1,6 @@
 //! From a name to a TLS connection: look it up, try its addresses, shake hands. All of it within one bound.
 
-use super::{Error, link::text, tls};
+use super::{Error, error::text, tls};
 use crate::{control::credential::Rung, host::Resolver, spiffe::X509Bundle, workload::Endpoint};
 use rustls::{AlertDescription, pki_types::ServerName};
 use std::{collections::VecDeque, io, net::SocketAddr, sync::Arc, time::Duration};

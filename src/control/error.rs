@@ -213,3 +213,35 @@ impl Error {
         self.kind() == "conflict"
     }
 }
+
+/// An error with its causes on one line, without the pointers to documentation that the TLS library adds.
+pub(crate) fn text(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    // rustls ends some of its texts with a link for programmers.
+    if let Some(at) = text.find(": https://docs.rs/") {
+        text.truncate(at);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn a_text_is_for_operators() {
+        let eof = "peer closed connection without sending TLS close_notify";
+        let error = io::Error::new(io::ErrorKind::UnexpectedEof, format!("{eof}: https://docs.rs/rustls/latest/x#eof"));
+        assert_eq!(text(&error), eof);
+        assert_eq!(text(&io::Error::other("no such thing")), "no such thing");
+    }
+}

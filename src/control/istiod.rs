@@ -9,7 +9,8 @@ mod session;
 use super::{
     ControlPlane, Cost, Credential, Error, Post, Signed,
     credential::{Refusal, Rung},
-    link::{Link, text},
+    error::text,
+    link::Link,
     links::Links,
     trust::Trust,
 };

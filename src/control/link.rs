@@ -4,6 +4,7 @@ use super::{
     Error,
     credential::Rung,
     dial::{Dialled, dial},
+    error::text,
     tap::Tap,
     trust::{Roots, Trust},
 };
@@ -166,24 +167,6 @@ async fn outdated(trust: Trust, file: PathBuf, roots: Roots, leave: watch::Sende
     sleep(HANDOVER).await;
 }
 
-/// An error with its causes on one line, without the pointers to documentation that the TLS library adds.
-pub(crate) fn text(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    // rustls ends some of its texts with a link for programmers.
-    if let Some(at) = text.find(": https://docs.rs/") {
-        text.truncate(at);
-    }
-    text
-}
-
 /// One connection as a service. It never dials again by itself.
 #[derive(Debug, Clone)]
 pub(crate) struct Channel(http2::SendRequest<tonic::body::Body>);
@@ -199,19 +182,5 @@ impl tower::Service<http::Request<tonic::body::Body>> for Channel {
 
     fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
         Box::pin(self.0.send_request(request))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io;
-
-    #[test]
-    fn a_text_is_for_operators() {
-        let eof = "peer closed connection without sending TLS close_notify";
-        let error = io::Error::new(io::ErrorKind::UnexpectedEof, format!("{eof}: https://docs.rs/rustls/latest/x#eof"));
-        assert_eq!(text(&error), eof);
-        assert_eq!(text(&io::Error::other("no such thing")), "no such thing");
     }
 }
