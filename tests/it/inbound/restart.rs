@@ -32,12 +32,12 @@ use we_lab::Lab;
 const CALLERS: usize = 4;
 /// From one look at what came of calls to the next.
 const LOOK: Duration = Duration::from_millis(5);
-/// Between two requests of a connection that is kept; connections have three times that to end.
+/// Between two requests of a connection that is kept; connections have ten times that to end, for machines that are busy.
 const PAUSE: Duration = Duration::from_millis(400);
 
 /// A VM whose listener is at `at`.
 fn vm(lab: &Lab, at: SocketAddr, forward: SocketAddr) -> Host {
-    let inbound = format!("inbound: [{{listen: '{at}', forward: '{forward}', drainTimeout: 1200ms}}]");
+    let inbound = format!("inbound: [{{listen: '{at}', forward: '{forward}', drainTimeout: 4s}}]");
     Host::new()
         .bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"))
         .config(&format!("admin: {{address: 'off'}}\nworkloads: {{payments: {{{inbound}}}}}\n"))
