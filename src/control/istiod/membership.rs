@@ -131,10 +131,12 @@ impl<'a> Observer<'a> {
         }
     }
 
-    /// A verdict was reported: a healthy one makes us visible, so a look may find more than the last.
+    /// A verdict was reported: a healthy one makes us visible, so a look may find more than the last; and a first one may
+    /// find what somebody before us has reported.
     pub(super) fn health(&mut self, health: &Health) {
         self.wanted = wanted(self.istiod, health);
-        if *health == Health::Healthy && self.known.names().is_empty() {
+        let worth = *health == Health::Healthy || self.wanted.is_some() && self.first;
+        if worth && self.known.names().is_empty() {
             self.waits.reset();
             self.look_after(Duration::ZERO);
         }
@@ -262,7 +264,7 @@ impl<'a> Observer<'a> {
     /// Whether a look can find anything now; says so if not. The first one can while we are unhealthy, too: that a report
     /// was lost which somebody before us has made.
     pub(super) fn can_look(&mut self) -> bool {
-        let first = std::mem::take(&mut self.first) && self.wanted.is_some();
+        let first = self.wanted.is_some() && std::mem::take(&mut self.first);
         let can = first || self.wanted == Some(true) || !self.known.names().is_empty();
         if !can {
             self.turns.push_back(Turn::Told(self.unselected()));

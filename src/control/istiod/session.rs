@@ -35,7 +35,7 @@ const OVERLAP: Duration = Duration::from_millis(100);
 /// How long a workload may be called registered while its next stream is on its way: half of the time that istiod keeps
 /// the entry.
 const GRACE: Duration = Duration::from_secs(5);
-/// A server that sends everybody away shall not have everybody back at once.
+/// What befalls a fleet shall not bring all of it back at once.
 const SPREAD: Duration = Duration::from_secs(2);
 /// How long istiod is given to end a stream that we have half-closed.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -228,7 +228,8 @@ impl<'a> Session<'a> {
                         "the mesh's list has contradicted the verdict on the application for 10 s: registering anew"
                     );
                 }
-                return Some(Event::Reason(Reason::Disowned, Instant::now()));
+                // Who has deleted our entry may have deleted many.
+                return Some(Event::Reason(Reason::Disowned, Instant::now() + between(Duration::ZERO, SPREAD)));
             }
             Turn::Agreed => {
                 if self.trouble.as_ref().is_some_and(|trouble| trouble.kind == Trouble::DISOWNED) {

@@ -207,6 +207,20 @@ fn a_renewal_does_not_make_an_address_forgotten() {
 }
 
 #[test]
+fn a_move_waits_for_its_turn_unless_another_is_due() {
+    let (mut machine, now) = held();
+    assert_eq!(machine.on(Event::Reason(Reason::Goaway, now + ms(1_500)), now), []);
+    assert_eq!((machine.has(Reason::Goaway), machine.next()), (true, Some(now + ms(1_500))));
+    let both = Reasons::from([Reason::Goaway, Reason::Address]);
+    assert_eq!(machine.on(Event::Reason(Reason::Address, now), now), [Action::Open(both)]);
+    // What was fulfilled otherwise is not moved for.
+    let (mut machine, now) = held();
+    machine.on(Event::Reason(Reason::Disowned, now + ms(1_500)), now);
+    assert_eq!(machine.on(Event::Moot(Reason::Disowned), now + ms(500)), []);
+    assert_eq!(machine.next(), None);
+}
+
+#[test]
 fn streams_are_closed_in_the_order_in_which_they_were_opened() {
     let (mut machine, now) = held();
     machine.on(Event::Reason(Reason::Goaway, now), now);
