@@ -6,7 +6,7 @@
 mod choice;
 
 use crate::{
-    host::{Resolver, source_of_route},
+    host::{Resolver, is_of_this_host, source_of_route},
     status::{self, Addresses},
 };
 use choice::{Interface, choose};
@@ -58,6 +58,9 @@ pub async fn run(
 
 fn say(primary: Option<IpAddr>) {
     match primary {
+        Some(address) if !is_of_this_host(address) => {
+            info!(%address, "this host's address in the mesh, which is on no interface of it: probes ask localhost");
+        }
         Some(address) => info!(%address, "this host's address in the mesh"),
         None => warn!("no usable address: give one as `address` in /etc/we-agent/we-agent.yaml"),
     }

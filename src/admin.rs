@@ -1,12 +1,16 @@
 //! The local face of the daemon: `status` on a unix socket, readiness and metrics on loopback. Everything is rendered
-//! from [`Status`]; nothing can be changed here.
+//! from [`Status`]. The one thing that can be asked for, on the socket, is to read our configuration again.
 
 mod metrics;
 mod supervisor;
 
 pub use supervisor::supervise;
 
-use crate::{files::Root, status::Status, telemetry};
+use crate::{
+    files::{Root, SocketId},
+    status::Status,
+    telemetry,
+};
 use bytes::Bytes;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Full;
@@ -22,7 +26,9 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
+    time::Instant,
 };
 use tokio_util::{either::Either, sync::CancellationToken};
 
@@ -30,6 +36,8 @@ use tokio_util::{either::Either, sync::CancellationToken};
 pub const SOCKET: &str = "/run/we-agent/admin.sock";
 /// The longest path of a unix socket, in bytes (unix(7)).
 const MAX_PATH: usize = 107;
+/// What is asked for there (POST) to have the configuration read again.
+pub const RELOAD: &str = "/reload";
 /// Connections at a time on each listener; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 32;
 /// For a request to arrive and its answer to leave.
@@ -74,21 +82,26 @@ fn fix(error: &io::Error) -> &'static str {
         _ => "see what is wrong with the directory",
     }
 }
+/// A wish that our configuration is read again, and where to the answer: what is in force now, or every mistake.
+pub type Reload = oneshot::Sender<Result<String, String>>;
 
 /// Bound listeners that do not serve yet.
 #[derive(Debug)]
 pub struct Admin {
-    status: Status,
+    face: Face,
     socket: UnixListener,
-    path: PathBuf,
+    root: Root,
     loopback: Option<TcpListener>,
 }
 
-/// Which way a request came in.
-#[derive(Clone, Copy)]
-enum Face {
-    Socket,
-    Loopback,
+/// What is shown, and to whom.
+#[derive(Debug, Clone)]
+struct Face {
+    status: Status,
+    /// Where wishes go; none on the loopback address.
+    reload: Option<mpsc::Sender<Reload>>,
+    /// Whether it is the socket: its owners may see all.
+    owners: bool,
 }
 
 enum Listener {
@@ -97,10 +110,10 @@ enum Listener {
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<(Either<UnixStream, TcpStream>, Face)> {
+    async fn accept(&self) -> io::Result<Either<UnixStream, TcpStream>> {
         match self {
-            Self::Socket(socket) => socket.accept().await.map(|(stream, _)| (Either::Left(stream), Face::Socket)),
-            Self::Loopback(tcp) => tcp.accept().await.map(|(stream, _)| (Either::Right(stream), Face::Loopback)),
+            Self::Socket(socket) => socket.accept().await.map(|(stream, _)| Either::Left(stream)),
+            Self::Loopback(tcp) => tcp.accept().await.map(|(stream, _)| Either::Right(stream)),
         }
     }
 }
@@ -130,7 +143,14 @@ impl Admin {
                 })
                 .ok(),
         };
-        Ok(Self { status, socket, path, loopback })
+        Ok(Self { face: Face { status, reload: None, owners: true }, socket, root: root.clone(), loopback })
+    }
+
+    /// Passes wishes for a reload on.
+    #[must_use]
+    pub fn with_reload(mut self, reload: mpsc::Sender<Reload>) -> Self {
+        self.face.reload = Some(reload);
+        self
     }
 
     /// The loopback address that is served; none when it is off or was in use.
@@ -138,13 +158,41 @@ impl Admin {
         self.loopback.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
-    /// Serves until `stop`, then takes the socket away.
-    pub async fn run(self, stop: CancellationToken) {
-        let Self { status, socket, path, loopback } = self;
-        let local = serve(Listener::Socket(socket), &status);
+    /// Serves until `stop`, then takes the socket away. At each of the `looks` its name is looked at: a socket that somebody
+    /// has removed is made anew.
+    pub async fn run(self, mut looks: watch::Receiver<Instant>, stop: CancellationToken) {
+        let Self { face, socket, root, loopback } = self;
+        let path = root.path(SOCKET);
+        let local = async {
+            let mut socket = Some(socket);
+            loop {
+                let ours = SocketId::at(&path).ok().flatten();
+                let serving = async {
+                    match socket.take() {
+                        Some(socket) => serve(Listener::Socket(socket), &face).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    () = serving => {}
+                    () = removed(&path, ours, &mut looks) => {}
+                }
+                match bind_socket(&path) {
+                    Ok(new) => {
+                        tracing::warn!(socket = %path.display(), "the socket was removed by somebody, so it is made anew");
+                        socket = Some(new);
+                    }
+                    Err(error) => {
+                        tracing::warn!(socket = %path.display(), cause = %error, "the socket was removed by somebody, and cannot be made anew");
+                    }
+                }
+            }
+        };
         let remote = async {
             match loopback {
-                Some(tcp) => serve(Listener::Loopback(tcp), &status).await,
+                Some(tcp) => {
+                    serve(Listener::Loopback(tcp), &Face { reload: None, owners: false, ..face.clone() }).await
+                }
                 None => std::future::pending().await,
             }
         };
@@ -154,7 +202,20 @@ impl Admin {
             () = remote => {}
         }
         // A socket without a listener only refuses; leaving it behind would be harmless.
-        let _ = fs::remove_file(path);
+        let _ = fs::remove_file(&path);
+    }
+}
+
+/// Waits for a look that does not find our socket.
+async fn removed(path: &Path, ours: Option<SocketId>, looks: &mut watch::Receiver<Instant>) {
+    loop {
+        if looks.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        // What cannot be looked at may be there.
+        if SocketId::at(path).is_ok_and(|found| found.is_none() || found != ours) {
+            return;
+        }
     }
 }
 
@@ -179,13 +240,13 @@ fn bind_socket(path: &Path) -> io::Result<UnixListener> {
 }
 
 /// Accepts for ever, a bounded number at a time.
-async fn serve(listener: Listener, status: &Status) {
+async fn serve(listener: Listener, face: &Face) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => match accepted {
-                Ok((stream, face)) => {
-                    connections.spawn(tokio::time::timeout(DEADLINE, connection(stream, status.clone(), face)));
+                Ok(stream) => {
+                    connections.spawn(tokio::time::timeout(DEADLINE, connection(stream, face.clone())));
                 }
                 // Out of descriptors: they come back when others close theirs.
                 Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
@@ -195,10 +256,10 @@ async fn serve(listener: Listener, status: &Status) {
     }
 }
 
-async fn connection(stream: Either<UnixStream, TcpStream>, status: Status, face: Face) {
+async fn connection(stream: Either<UnixStream, TcpStream>, face: Face) {
     let service = service_fn(|request: Request<Incoming>| {
-        let response = respond(request.method(), request.uri().path(), &status, face, SystemTime::now());
-        std::future::ready(Ok::<_, Infallible>(response))
+        let face = &face;
+        async move { Ok::<_, Infallible>(respond(request.method(), request.uri().path(), face, SystemTime::now()).await) }
     });
     let server = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -210,25 +271,43 @@ async fn connection(stream: Either<UnixStream, TcpStream>, status: Status, face:
     }
 }
 
-fn respond(method: &Method, path: &str, status: &Status, face: Face, now: SystemTime) -> Response<Full<Bytes>> {
-    if !matches!(*method, Method::GET | Method::HEAD) {
-        return answer(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET here\n".to_owned());
+async fn respond(method: &Method, path: &str, face: &Face, now: SystemTime) -> Response<Full<Bytes>> {
+    let Face { status, reload, owners } = face;
+    match (method, path, reload) {
+        (&Method::POST, RELOAD, Some(reload)) => return reloaded(reload).await,
+        (&Method::GET | &Method::HEAD, ..) => {}
+        _ => return answer(StatusCode::METHOD_NOT_ALLOWED, "text/plain", "only GET here\n".to_owned()),
     }
-    match (path, face) {
-        ("/status", Face::Socket) => match serde_json::to_string(&status.report(now)) {
+    match path {
+        "/status" if *owners => match serde_json::to_string(&status.report(now)) {
             Ok(json) => answer(StatusCode::OK, "application/json", json),
             Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain", format!("{error}\n")),
         },
-        ("/healthz/ready", _) => {
+        "/healthz/ready" => {
             let report = status.report(now);
             let code = if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
             answer(code, "text/plain; charset=utf-8", format!("{}\n", report.summary()))
         }
-        ("/metrics", _) => {
+        "/metrics" => {
             answer(StatusCode::OK, metrics::CONTENT_TYPE, metrics::render(&status.report(now), telemetry::dropped()))
         }
         _ => answer(StatusCode::NOT_FOUND, "text/plain", "here are /healthz/ready and /metrics\n".to_owned()),
     }
+}
+
+/// Has the configuration read again. A mistake in it is the client's.
+async fn reloaded(reload: &mpsc::Sender<Reload>) -> Response<Full<Bytes>> {
+    let (reply, told) = oneshot::channel();
+    let said = match reload.send(reply).await {
+        Ok(()) => told.await.ok(),
+        Err(_) => None,
+    };
+    let (code, said) = match said {
+        Some(Ok(said)) => (StatusCode::OK, said),
+        Some(Err(mistakes)) => (StatusCode::UNPROCESSABLE_ENTITY, mistakes),
+        None => (StatusCode::SERVICE_UNAVAILABLE, "it is stopping".to_owned()),
+    };
+    answer(code, "text/plain; charset=utf-8", said)
 }
 
 fn answer(code: StatusCode, content_type: &'static str, body: String) -> Response<Full<Bytes>> {

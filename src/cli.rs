@@ -1,11 +1,12 @@
 //! The words of the command line, and what each exit status means.
 
+mod reload;
 mod status;
 mod wait;
 
 use crate::{
     admin::AdminError,
-    agent::Agent,
+    agent::{Agent, BindError},
     bundle,
     command::{self, Commands},
     config::{Config, ConfigError},
@@ -55,6 +56,11 @@ pub enum Command {
     Run(RunArgs),
     /// Show what the daemon knows of every workload
     Status(StatusArgs),
+    /// Have the daemon read its configuration again
+    ///
+    /// Only the workloads whose settings have changed are touched. A file with a mistake changes nothing: each is told with
+    /// its place, and the exit status is 78. "systemctl reload we-agent" runs this, and SIGHUP does the same.
+    Reload(ReloadArgs),
     /// Return when the workloads are ready
     ///
     /// A workload is ready when it holds a valid certificate, is registered, and none of its inbound listeners has failed to
@@ -98,6 +104,13 @@ pub struct StatusArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+/// Options of `reload`.
+#[derive(Debug, Args)]
+pub struct ReloadArgs {
+    #[command(flatten)]
+    host: HostArgs,
 }
 
 /// Options of `wait`.
@@ -180,9 +193,11 @@ fn chain(error: &anyhow::Error) -> String {
 
 /// sysexits.h.
 fn exit_status(error: &anyhow::Error) -> u8 {
-    if error.is::<ConfigError>() {
+    let another =
+        matches!(error.downcast_ref(), Some(BindError::Locked(_) | BindError::Admin(AdminError::AnotherAgent(_))));
+    if error.is::<ConfigError>() || error.is::<reload::Refused>() {
         78
-    } else if error.is::<status::Unreachable>() || matches!(error.downcast_ref(), Some(AdminError::AnotherAgent(_))) {
+    } else if error.is::<status::Unreachable>() || another {
         69
     } else if error.is::<wait::NotReady>() {
         75
@@ -203,6 +218,9 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Status(args) => wait_for(show(args)),
         Command::Exec => wait_for(async { Ok(command::serve_command(std::io::stdin().as_fd()).await?) }),
+        Command::Reload(args) => {
+            wait_for(async move { print(&format!("{}\n", reload::reload(&args.host.root()).await?)) })
+        }
         Command::Wait(args) => wait_for(wait(args)),
         Command::Permit(args) => permit(&args),
     }
@@ -219,6 +237,8 @@ fn wait_for(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()
 
 async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     let root = args.host.root();
+    // First of all: whoever says "read it again" does not mean "end".
+    let mut hangups = host::hangups()?;
     let config = match Config::load(&root, args.config.as_deref()) {
         Err(error) if !listeners.is_empty() => {
             sleep(PATIENCE).await;
@@ -239,7 +259,7 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     }
     let commands = args.exec_socket.map_or(Commands::Direct, Commands::Runner);
     let credentials = std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from);
-    let agent = Agent::bind(&root, config)
+    let agent = Agent::bind_with(&root, config, args.config)
         .await?
         .with_listeners(listeners)
         .with_commands(commands)
@@ -247,7 +267,20 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
     if let Some(address) = agent.admin_address() {
         tracing::info!("readiness and metrics are on http://{address}");
     }
-    agent.run(stop).await;
+    let reload = agent.reload();
+    let asks = async move {
+        while hangups.recv().await.is_some() {
+            let (reply, told) = tokio::sync::oneshot::channel();
+            // What came of it is told in the journal.
+            if reload.send(reply).await.is_ok() {
+                let _ = told.await;
+            }
+        }
+    };
+    tokio::select! {
+        () = agent.run(stop) => {}
+        () = asks => {}
+    }
     tracing::info!("stopped");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! `/etc/we-agent/we-agent.yaml`: optional, strict, read once at start.
+//! `/etc/we-agent/we-agent.yaml`: optional, strict, read at the start, and again when we are asked to reload.
 //!
 //! A bundle in place is enough to run; this file only says what the bundle cannot or should not decide. An unknown key
 //! is refused, and all mistakes are told at once, each with its line and column. `config/we-agent.yaml` shows every key
@@ -147,6 +147,16 @@ impl Config {
     /// The settings of the workload `name`: its own, then `defaults`, then ours.
     pub fn workload(&self, name: &str) -> WorkloadConfig {
         self.workloads.get(name).unwrap_or(&self.defaults).clone()
+    }
+
+    /// The keys that only count at the start, as far as they differ from those of `other`.
+    pub fn only_at_start(&self, other: &Self) -> Vec<&'static str> {
+        let differs = [
+            (self.ready_timeout != other.ready_timeout, "startup.readyTimeout"),
+            (self.admin_address != other.admin_address, "admin.address"),
+            (self.log_level != other.log_level, "log.level"),
+        ];
+        differs.into_iter().filter_map(|(differs, key)| differs.then_some(key)).collect()
     }
 
     /// The workloads that the file names: each should have a bundle.

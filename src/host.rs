@@ -15,7 +15,7 @@ pub use orphans::reap_orphans;
 pub use peer::{Account, Allow, Peer, user_name};
 pub use resolver::Resolver;
 pub use route::{is_of_this_host, source_of_route};
-pub use signal::shutdown;
+pub use signal::{hangups, shutdown};
 
 /// Prefers little memory over few system calls, for a process that rests most of the time. To be called before there is
 /// another thread.

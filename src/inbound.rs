@@ -105,7 +105,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Serves until `stop`, then lets the connections end.
+    /// Serves until `stop`, then hands the socket on and lets the connections end.
     pub async fn run(self, mut identity: watch::Receiver<Identity>, clock: Clock, stop: CancellationToken) {
         let Self { mut place, settings, threads, fact, counters } = self;
         let Some(listener) = stop.run_until_cancelled(place.listen(&fact)).await else { return };
@@ -121,6 +121,7 @@ impl Listener {
             phase: told,
             journal: Journal::new(tracing::Span::current()),
         });
+        let spare = listener.try_clone();
         let accepting = threads.run(accept::run(listener, shared, threads.clone(), stop.clone()));
         loop {
             tokio::select! {
@@ -135,13 +136,16 @@ impl Listener {
             }
         }
         let _ = accepting.await; // it ends by itself
+        if let Ok(listener) = spare {
+            place.hand_on(listener);
+        }
+        tell(&fact, InboundPlace::Absent);
         let until = Instant::now() + drain;
         phase.send_replace(Phase::Draining(until));
         // The connections end by themselves, the last ones at the deadline.
         while counters.open.load(Ordering::Relaxed) > 0 && Instant::now() < until + LATE {
             tokio::time::sleep(LOOK).await;
         }
-        tell(&fact, InboundPlace::Absent);
     }
 }
 

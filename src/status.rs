@@ -21,7 +21,7 @@ use crate::{
     spiffe::{X509Bundle, X509Context},
     workload::Locality,
 };
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::SystemTime};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::SystemTime};
 use tokio::sync::watch;
 
 /// Writes a fact, if it is news: readers are woken for nothing else.
@@ -224,6 +224,17 @@ pub struct Publication {
     pub trouble: Option<Trouble>,
 }
 
+/// What one publisher puts out, and where. Whether it is still there is asked of the disk.
+#[derive(Debug, Clone)]
+pub struct Published {
+    /// The publisher, say `files`.
+    pub name: String,
+    /// Written by the publisher.
+    pub fact: watch::Receiver<Publication>,
+    /// What is there on this host, once it is out.
+    pub paths: Vec<PathBuf>,
+}
+
 /// One thing that a program takes from the socket, say Envoy the secret `default`; written by the socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Consumer {
@@ -315,8 +326,8 @@ pub struct Facts {
     pub health: watch::Receiver<Health>,
     /// Written by the address loop.
     pub addresses: watch::Receiver<Addresses>,
-    /// One per publisher: its name and what it has put out.
-    pub publications: Vec<(String, watch::Receiver<Publication>)>,
+    /// One per publisher.
+    pub publications: Vec<Published>,
     /// Written by the socket.
     pub consumers: watch::Receiver<Consumers>,
     /// One per hook, in the order of the configuration: its name and what came of it.

@@ -28,6 +28,7 @@ complete -c we-agent -n "__fish_we_agent_needs_command" -s h -l help -d 'Print h
 complete -c we-agent -n "__fish_we_agent_needs_command" -s V -l version -d 'Print version'
 complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "run" -d 'Run the daemon'
 complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "status" -d 'Show what the daemon knows of every workload'
+complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "reload" -d 'Have the daemon read its configuration again'
 complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "wait" -d 'Return when the workloads are ready'
 complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "permit" -d 'Let the daemon\'s group read the bundles, and nobody else'
 complete -c we-agent -n "__fish_we_agent_needs_command" -f -a "exec" -d 'Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook'
@@ -44,6 +45,8 @@ complete -c we-agent -n "__fish_we_agent_using_subcommand run" -s h -l help -d '
 complete -c we-agent -n "__fish_we_agent_using_subcommand status" -l root -d 'Directory that every path of the agent is looked up below' -r -F
 complete -c we-agent -n "__fish_we_agent_using_subcommand status" -l json -d 'Print JSON'
 complete -c we-agent -n "__fish_we_agent_using_subcommand status" -s h -l help -d 'Print help'
+complete -c we-agent -n "__fish_we_agent_using_subcommand reload" -l root -d 'Directory that every path of the agent is looked up below' -r -F
+complete -c we-agent -n "__fish_we_agent_using_subcommand reload" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c we-agent -n "__fish_we_agent_using_subcommand wait" -l root -d 'Directory that every path of the agent is looked up below' -r -F
 complete -c we-agent -n "__fish_we_agent_using_subcommand wait" -l timeout -d 'Give up after this time, for example 90s or 5min; the default is never' -r
 complete -c we-agent -n "__fish_we_agent_using_subcommand wait" -l for -d 'What to wait for' -r -f -a "ready\t'A valid certificate, a registration that the control plane has acknowledged, and no inbound listener that failed'
@@ -54,9 +57,10 @@ complete -c we-agent -n "__fish_we_agent_using_subcommand permit" -l config -d '
 complete -c we-agent -n "__fish_we_agent_using_subcommand permit" -l group -d 'The group that the daemon runs as, by name or number' -r
 complete -c we-agent -n "__fish_we_agent_using_subcommand permit" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c we-agent -n "__fish_we_agent_using_subcommand exec" -s h -l help -d 'Print help'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "run" -d 'Run the daemon'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "status" -d 'Show what the daemon knows of every workload'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "wait" -d 'Return when the workloads are ready'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "permit" -d 'Let the daemon\'s group read the bundles, and nobody else'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "exec" -d 'Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook'
-complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status wait permit exec help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status reload wait permit exec help" -f -a "run" -d 'Run the daemon'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status reload wait permit exec help" -f -a "status" -d 'Show what the daemon knows of every workload'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status reload wait permit exec help" -f -a "reload" -d 'Have the daemon read its configuration again'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status reload wait permit exec help" -f -a "wait" -d 'Return when the workloads are ready'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status reload wait permit exec help" -f -a "permit" -d 'Let the daemon\'s group read the bundles, and nobody else'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status reload wait permit exec help" -f -a "exec" -d 'Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook'
+complete -c we-agent -n "__fish_we_agent_using_subcommand help; and not __fish_seen_subcommand_from run status reload wait permit exec help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -16,7 +16,11 @@ pub(super) struct Interface {
 pub(super) fn choose(given: &[IpAddr], route: Option<IpAddr>, interfaces: &[Interface]) -> Addresses {
     let mut addresses = Addresses::default();
     for ip in given {
-        consider(&mut addresses, *ip, "given", None);
+        // The kernel may not tell the interfaces; then nothing is known of them.
+        let known = interfaces.is_empty() || ip.to_canonical().is_loopback();
+        let here = known || interfaces.iter().any(|interface| interface.ip.to_canonical() == ip.to_canonical());
+        let origin = if here { "given" } else { "given, on no interface of this host, which is probed at localhost" };
+        consider(&mut addresses, *ip, origin, None);
     }
     if let Some(ip) = route {
         consider(&mut addresses, ip, "source address of the route to the control plane", unusable(ip));
@@ -100,6 +104,8 @@ mod tests {
         );
         assert_eq!(choose(&[], None, &up).primary, Some(ip("10.0.0.4")));
         let found = choose(&[ip("203.0.113.7")], None, &up);
+        assert!(found.candidates[0].reason.contains("on no interface of this host"), "{found:?}");
+        assert_eq!(choose(&[ip("10.0.0.4")], None, &up).candidates[0].reason, "primary: given");
         assert_eq!(found.all, [ip("203.0.113.7"), ip("10.0.0.4"), ip("10.0.0.5"), ip("fd00::5")]);
     }
 

@@ -177,7 +177,14 @@ mod tests {
             ignored: Vec::new(),
             broken: Vec::new(),
         };
-        Report { version: "1".to_owned(), time: at(100), ready: true, cause: None, workloads: vec![workload] }
+        Report {
+            version: "1".to_owned(),
+            time: at(100),
+            ready: true,
+            cause: None,
+            note: None,
+            workloads: vec![workload],
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@ use crate::{
     health::Detour,
     host::Local,
     inbound::{Listener, Place, Settings, Threads},
-    status::{Inbound, InboundCounters, InboundPlace},
+    spiffe::SpiffeId,
+    status::{InboundCounters, InboundPlace},
     systemd::Listeners,
     workload::{ProbeMethod, ReadinessProbe, Workload},
 };
@@ -13,41 +14,38 @@ use serde_json::Value;
 use std::{collections::BTreeSet, sync::Arc};
 use tokio::sync::watch;
 
-/// The listeners of a workload, each with the fact that others may read.
-pub(super) fn listeners(
-    workload: &Workload,
-    inbound: &[InboundConfig],
+/// The listener of a workload at one of its places, with the ends of its facts.
+pub(super) fn listener(
+    workload: &str,
+    id: &SpiffeId,
+    inbound: &InboundConfig,
     given: &Listeners,
-    threads: Option<&Threads>,
-) -> Vec<(Inbound, Listener)> {
-    let Some(threads) = threads else { return Vec::new() };
+    threads: Threads,
+    (fact, counters): (watch::Sender<InboundPlace>, Arc<InboundCounters>),
+) -> Listener {
+    let place = place(workload, inbound).inherit(given);
+    Listener { place, settings: settings(id, inbound), threads, fact, counters }
+}
+
+/// Where a workload listens.
+pub(super) fn place(workload: &str, inbound: &InboundConfig) -> Place {
+    Place::new(workload, inbound.listen.ip, inbound.listen.port)
+}
+
+/// What may not be as it was meant, of each listener.
+pub(super) fn notes(workload: &Workload, inbound: &[InboundConfig]) -> Vec<Vec<String>> {
     let announced = announced(workload);
     let served: Vec<_> = inbound.iter().map(|inbound| inbound.listen.port).collect();
-    let listener = |(i, inbound): (usize, &InboundConfig)| {
+    let notes = |(i, inbound): (usize, &InboundConfig)| {
         let mut notes = Vec::from_iter(unannounced(inbound.listen.port, &announced));
         if i == 0 {
             notes.extend(unserved(&announced, &served));
         }
         let probe = workload.probe.as_ref();
         notes.extend(probe.and_then(|probe| misplaced(probe, workload.probe_localhost, inbound, &served)));
-        for note in &notes {
-            tracing::warn!(workload = workload.name, "{note}");
-        }
-        let settings = settings(workload, inbound);
-        let (fact, place) = watch::channel(InboundPlace::Absent);
-        let counters = Arc::new(InboundCounters::default());
-        let known = Inbound {
-            listen: inbound.listen.to_string(),
-            forward: settings.forward.to_string(),
-            permissive: settings.permissive,
-            notes,
-            place,
-            counters: counters.clone(),
-        };
-        let place = Place::new(&workload.name, inbound.listen.ip, inbound.listen.port).inherit(given);
-        (known, Listener { place, settings, threads: threads.clone(), fact, counters })
+        notes
     };
-    inbound.iter().enumerate().map(listener).collect()
+    inbound.iter().enumerate().map(notes).collect()
 }
 
 /// The ports of the WorkloadGroup's template, as far as its bundle has them (`ISTIO_META_POD_PORTS`).
@@ -106,9 +104,9 @@ fn list(ports: &[u16]) -> String {
     format!("port{} {}", if texts.len() == 1 { "" } else { "s" }, texts.join(", "))
 }
 
-fn settings(workload: &Workload, inbound: &InboundConfig) -> Settings {
+fn settings(id: &SpiffeId, inbound: &InboundConfig) -> Settings {
     Settings {
-        id: workload.id.clone(),
+        id: id.clone(),
         forward: inbound.forward.clone(),
         permissive: inbound.permissive,
         allow: inbound.allow.clone(),
@@ -122,15 +120,14 @@ fn settings(workload: &Workload, inbound: &InboundConfig) -> Settings {
     }
 }
 
-/// The probe asks the application, not our listener in front of it. `known` are the listeners of `inbound`.
-pub(super) fn detours(inbound: &[InboundConfig], known: &[Inbound]) -> Vec<Detour> {
-    let detour = |(inbound, known): (&InboundConfig, &Inbound)| Detour {
+/// The probe asks the application, not our listener in front of it. `place` says where that is.
+pub(super) fn detour(inbound: &InboundConfig, place: watch::Receiver<InboundPlace>) -> Detour {
+    Detour {
         listen: (inbound.listen.ip, inbound.listen.port),
-        place: known.place.clone(),
+        place,
         to: inbound.forward.clone(),
         proxy_header: inbound.proxy_header,
-    };
-    inbound.iter().zip(known).map(detour).collect()
+    }
 }
 
 #[cfg(test)]

@@ -2,17 +2,14 @@
 
 use crate::{
     config::{OutputConfig, OutputFormat, SocketConfig, WorkloadConfig},
-    files::{Grant, Root},
+    files::{Dir, DirError, Grant, Root},
     publish::{Content, Files, Folder, Layout, Place, SingleFile},
-    status::Publication,
-    systemd::Listeners,
     workload::Workload,
 };
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
-use tokio::{sync::watch, time::Instant};
 
 /// Below it, each workload has a directory.
 pub(super) const RUN: &str = "/run/we-agent";
@@ -68,22 +65,23 @@ fn numbered(word: &'static str, seen: &mut BTreeMap<&'static str, usize>) -> Str
 }
 
 /// Where the socket of a workload is, and its files if nothing else is said.
-fn own_dir(workload: &str) -> PathBuf {
+pub(super) fn own_dir(workload: &str) -> PathBuf {
     Path::new(RUN).join(workload)
 }
 
-/// Where the identity is served, each place with its name in status and its fact.
-pub(super) fn places(
-    workload: &Workload,
-    settings: &WorkloadConfig,
-    root: &Root,
-    listeners: &Listeners,
-    looks: &watch::Sender<Instant>,
-) -> Vec<(String, Place, watch::Sender<Publication>)> {
-    let place = |(name, place): (String, Place)| {
-        (name, place.inherit(&workload.name, listeners).looked_after(looks.subscribe()), watch::Sender::default())
+/// Removes what `workload` has published below `/run/we-agent`. The socket of a socket unit stays, and with it the directory.
+pub(super) fn remove(root: &Root, workload: &str) -> Result<(), DirError> {
+    let all = match Dir::open(root, Path::new(RUN)) {
+        Err(DirError::Io { errno: nix::errno::Errno::ENOENT, .. }) => return Ok(()),
+        opened => opened?,
     };
-    configured(&workload.name, &settings.socket, root).map(place).collect()
+    let own = match all.enter(workload) {
+        Err(DirError::Io { errno: nix::errno::Errno::ENOENT, .. }) => return Ok(()),
+        opened => opened?,
+    };
+    let (served, rest): (Vec<_>, Vec<_>) = own.names()?.into_iter().partition(|name| own.is_served(name));
+    rest.iter().try_for_each(|name| own.remove(name))?;
+    if served.is_empty() { all.remove(workload) } else { Ok(()) }
 }
 
 /// Where the socket of `workload` is by the configuration, each place with its name in status.

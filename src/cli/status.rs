@@ -10,6 +10,7 @@ use crate::{
 };
 use anstyle::{AnsiColor, Style};
 use bytes::Bytes;
+use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use std::{error::Error, fmt::Write, path::PathBuf, time::Duration};
@@ -17,6 +18,8 @@ use tokio::net::UnixStream;
 
 /// For the daemon to answer.
 const DEADLINE: Duration = Duration::from_secs(5);
+/// What to do about a daemon that answers oddly.
+const COMPARE: &str = "restart it, and compare the versions of daemon and command";
 /// Of more consumers than this, the rest is only counted; `--json` has them all.
 const CROWD: usize = 8;
 
@@ -31,6 +34,15 @@ pub(super) struct Unreachable {
 }
 
 impl Unreachable {
+    fn new(root: &Root, cause: String, fix: &'static str) -> Self {
+        Self { socket: root.path(admin::SOCKET), cause, fix, denied: false }
+    }
+
+    /// It answers, but not what it was asked.
+    pub(super) fn answered(root: &Root, code: StatusCode) -> Self {
+        Self::new(root, format!("it says {code}"), COMPARE)
+    }
+
     /// Whether it is there, but not for us to ask.
     pub(super) fn is_denied(&self) -> bool {
         self.denied
@@ -39,10 +51,15 @@ impl Unreachable {
 
 /// The daemon's report.
 pub(super) async fn fetch(root: &Root) -> Result<Report, Unreachable> {
+    let (_, body) = ask(root, Method::GET, "/status").await?;
+    serde_json::from_slice(&body).map_err(|error| Unreachable::new(root, error.to_string(), COMPARE))
+}
+
+/// What the daemon answers on its socket.
+pub(super) async fn ask(root: &Root, method: Method, path: &str) -> Result<(StatusCode, Bytes), Unreachable> {
     let socket = root.path(admin::SOCKET);
-    let unreachable = |cause: String, fix| Unreachable { socket: socket.clone(), cause, fix, denied: false };
     if let Some(cause) = admin::too_long(&socket) {
-        return Err(unreachable(cause, "no daemon runs there"));
+        return Err(Unreachable::new(root, cause, "no daemon runs there"));
     }
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let denied = error.kind() == std::io::ErrorKind::PermissionDenied;
@@ -50,23 +67,30 @@ pub(super) async fn fetch(root: &Root) -> Result<Report, Unreachable> {
             true => "ask as root, or as a member of the socket's group",
             false => "start it with \"we-agent run\" and the same --root, or start its service",
         };
-        Unreachable { denied, ..unreachable(error.to_string(), fix) }
+        Unreachable { denied, ..Unreachable::new(root, error.to_string(), fix) }
     })?;
-    let fix = "restart it, and compare the versions of daemon and command";
-    match tokio::time::timeout(DEADLINE, ask(stream)).await {
-        Ok(Ok(report)) => Ok(report),
-        Ok(Err(error)) => Err(unreachable(error.to_string(), fix)),
-        Err(_) => Err(unreachable("no answer within 5 s".to_owned(), fix)),
+    match tokio::time::timeout(DEADLINE, exchange(stream, method, path)).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(Unreachable::new(root, error.to_string(), COMPARE)),
+        Err(_) => Err(Unreachable::new(root, "no answer within 5 s".to_owned(), COMPARE)),
     }
 }
 
-async fn ask(stream: UnixStream) -> Result<Report, Box<dyn Error + Send + Sync>> {
+async fn exchange(
+    stream: UnixStream,
+    method: Method,
+    path: &str,
+) -> Result<(StatusCode, Bytes), Box<dyn Error + Send + Sync>> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    let request = http::Request::get("/status").header("host", "localhost").body(Empty::<Bytes>::new())?;
-    let answer = async { Ok::<_, hyper::Error>(sender.send_request(request).await?.collect().await?.to_bytes()) };
+    let request = http::Request::builder().method(method).uri(path).header("host", "localhost");
+    let request = request.body(Empty::<Bytes>::new())?;
+    let answer = async {
+        let answer = sender.send_request(request).await?;
+        Ok::<_, hyper::Error>((answer.status(), answer.collect().await?.to_bytes()))
+    };
     // The connection ends when the answer is complete; that it was cut short is the answer's error.
-    let (body, _) = tokio::join!(answer, connection);
-    Ok(serde_json::from_slice(&body?)?)
+    let (answer, _) = tokio::join!(answer, connection);
+    Ok(answer?)
 }
 
 const GOOD: Style = AnsiColor::Green.on_default();
@@ -78,6 +102,9 @@ const DIM: Style = Style::new().dimmed();
 /// One block for each workload; where something is wrong, a line with cause and fix.
 pub(super) fn text(report: &Report) -> String {
     let mut out = String::new();
+    if let Some(note) = report.note.as_ref().filter(|_| !report.workloads.is_empty()) {
+        let _ = writeln!(out, "{WAIT}{note}{WAIT:#}\n");
+    }
     for (i, workload) in report.workloads.iter().enumerate() {
         if i > 0 {
             out.push('\n');
@@ -98,9 +125,12 @@ fn block(out: &mut String, w: &WorkloadReport, now: Timestamp) {
         row(out, "spiffe id", DIM, id, "");
     }
     if !w.broken.is_empty() {
-        row(out, "bundle", BAD, "broken", "");
+        let runs = w.spiffe_id.is_some();
+        row(out, "bundle", BAD, if runs { "broken; what ran before goes on as it was" } else { "broken" }, "");
         w.broken.iter().for_each(|mistake| wrong(out, mistake));
-        return;
+        if !runs {
+            return;
+        }
     }
     identity(out, w, now);
     registration(out, w, now);

@@ -126,7 +126,7 @@ mod tests {
             .collect();
         let ready = !workloads.is_empty() && workloads.iter().all(|w| w.ready);
         let cause = (!ready).then(|| "orders: no token".to_owned());
-        Report { version: "1".to_owned(), time: Timestamp(UNIX_EPOCH), ready, cause, workloads }
+        Report { version: "1".to_owned(), time: Timestamp(UNIX_EPOCH), ready, cause, note: None, workloads }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 /// The VM as a directory: every absolute path of the agent is looked up below it. Production has `/`; a test, the demo
 /// and a run without privileges have a folder.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Root(PathBuf);
 
 impl Root {

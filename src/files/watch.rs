@@ -5,7 +5,7 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 /// From one look to the next. Looking costs a system call a file, needs no descriptor that could run out (inotify has a
@@ -28,6 +28,14 @@ impl Stamp {
         let m = fs::metadata(path).ok()?;
         let (written, changed) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
         Some(Self { inode: m.ino(), size: m.len(), written, changed })
+    }
+
+    /// When content, owner or mode were changed last, as far as the clock was right.
+    pub fn changed_at(&self) -> SystemTime {
+        let (seconds, nanos) = self.changed;
+        UNIX_EPOCH
+            + Duration::from_secs(u64::try_from(seconds).unwrap_or_default())
+            + Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
     }
 
     /// Whether it is that of the same content; owner and mode may be others by now.

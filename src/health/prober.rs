@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     command::Commands,
+    host::is_of_this_host,
     workload::{ProbeMethod, ReadinessProbe},
 };
 use std::{net::IpAddr, time::Duration};
@@ -56,7 +57,8 @@ impl Prober {
     /// Probes once, within the probe's timeout. `primary` is the workload's address.
     pub(super) async fn probe(&self, primary: Option<IpAddr>) -> Result<(), Unhealthy> {
         let default = match primary {
-            Some(ip) if !self.localhost => ip.to_string(),
+            // One that others translate to ours leads elsewhere from here.
+            Some(ip) if !self.localhost && is_of_this_host(ip) => ip.to_string(),
             _ => "localhost".to_owned(),
         };
         match &self.method {

@@ -1,8 +1,16 @@
 //! Signals.
 
 use std::io;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+
+/// Each SIGHUP, which ends nothing from now on. To be called within the runtime.
+///
+/// # Errors
+/// When the system does not let us handle signals.
+pub fn hangups() -> io::Result<Signal> {
+    signal(SignalKind::hangup())
+}
 
 /// A token that SIGTERM and SIGINT cancel. A second one ends the process at once, with 128 and its number as the
 /// status, as a shell would tell it, after `flush`. To be called within the runtime.

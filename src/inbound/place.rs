@@ -24,6 +24,8 @@ pub struct Place {
     /// What a socket that outlives us is called.
     name: String,
     inherited: Option<TcpListener>,
+    /// Where it is handed on.
+    listeners: Listeners,
 }
 
 impl Place {
@@ -31,18 +33,36 @@ impl Place {
     pub fn new(workload: &str, ip: Option<IpAddr>, port: u16) -> Self {
         // Without colons, which a name may not have (sd_pid_notify_with_fds(3)).
         let at = ip.map_or_else(String::new, |ip| format!("{ip}-").replace(':', "."));
-        Self { ip, port, name: format!("{}{workload}-{at}{port}", listen::INBOUND), inherited: None }
+        Self {
+            ip,
+            port,
+            name: format!("{}{workload}-{at}{port}", listen::INBOUND),
+            inherited: None,
+            listeners: Listeners::default(),
+        }
+    }
+
+    /// What its socket is called when it outlives us.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Serves the socket of the service manager that is bound there already, if there is one: of a socket unit, else one that
-    /// a process before us has asked it to keep.
+    /// a process before us has asked it to keep, or that a listener before us has handed on. At the end it is handed on there.
     #[must_use]
     pub fn inherit(self, listeners: &Listeners) -> Self {
         let inherited = match self.port {
             0 => None,
             port => listeners.take_tcp(|at| at.port() == port && self.covers(at.ip())),
         };
-        Self { inherited, ..self }
+        Self { inherited, listeners: listeners.clone(), ..self }
+    }
+
+    /// Hands the socket on to who listens here next. One at any port is never found again.
+    pub(super) fn hand_on(&self, listener: TcpListener) {
+        if self.port != 0 {
+            self.listeners.hand_on(&self.name, listener);
+        }
     }
 
     /// Whether a socket bound to `ip` is ours.

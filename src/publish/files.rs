@@ -16,7 +16,7 @@ mod pkcs12;
 mod single;
 
 use crate::{
-    files::{Access, Dir, DirError, Grant, Root},
+    files::{Access, Dir, DirError, FileWatch, Grant, Root},
     spiffe::{X509Bundle, X509Context},
     status::{self, Identity, Publication, Trouble},
     time::{Backoff, Clock},
@@ -27,7 +27,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -36,8 +36,7 @@ const CHAIN: &str = "cert-chain.pem";
 const ROOTS: &str = "root-cert.pem";
 /// No file of ours is nearly as long.
 const MAX_FILE: usize = 1 << 20;
-/// How often the directory is looked at although nothing has changed: files that somebody removed come back, and old
-/// generations go.
+/// How often all is looked at although nothing has changed: old generations go.
 const REVIEW: Duration = Duration::from_secs(600);
 
 /// What is written, and how it is laid out in its directory.
@@ -129,7 +128,7 @@ impl FilesError {
 }
 
 /// One output of a workload: what, where, and who may read it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Files {
     root: Root,
     dir: PathBuf,
@@ -147,6 +146,15 @@ impl Files {
     /// The directory on this host.
     pub fn path(&self) -> PathBuf {
         self.root.path(&self.dir)
+    }
+
+    /// What is there once it was published.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        let dir = self.path();
+        match &self.layout {
+            Layout::Generations | Layout::Flat => [KEY, CHAIN, ROOTS].map(|name| dir.join(name)).into(),
+            Layout::Single(file) => vec![dir.join(&file.name)],
+        }
     }
 
     /// Lets the files say what `context` says. What they say already is not written again: certificates are compared
@@ -197,17 +205,20 @@ fn contents(context: &X509Context) -> [(&'static str, zeroize::Zeroizing<String>
 }
 
 /// Keeps the files at the newest SVID that is valid, until `shutdown`. Files are never removed: an expired pair stays
-/// until there is a better one, and a stopped agent leaves a working pair behind.
+/// until there is a better one, and a stopped agent leaves a working pair behind. At each of the `looks`, when the process
+/// is awake anyway, they are looked at: what somebody has removed or changed is made anew.
 ///
 /// The disk is touched on a blocking thread: one fsync may take longer than a whole health probe.
 pub async fn run(
     files: Files,
     mut identity: watch::Receiver<Identity>,
     fact: watch::Sender<Publication>,
+    mut looks: watch::Receiver<Instant>,
     clock: Clock,
     shutdown: CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
+    let mut written: Option<FileWatch> = None;
     loop {
         let (now, attempted) = (clock.now(), identity.borrow().current.clone());
         let mut wait = REVIEW;
@@ -216,9 +227,11 @@ pub async fn run(
                 Ok(outcome) => {
                     backoff.reset();
                     tell_success(&files, &fact, context, outcome);
+                    written = Some(FileWatch::new(files.paths()));
                 }
                 Err(error) => {
                     wait = backoff.next_wait();
+                    written = None;
                     tell_failure(&files, &fact, &error, now);
                 }
             }
@@ -228,7 +241,21 @@ pub async fn run(
         tokio::select! {
             () = shutdown.cancelled() => return,
             gone = async { identity.wait_for(other).await.is_err() } => if gone { return },
+            () = touched(&files, &mut written, &mut looks) => {
+                warn!(dir = %files.path().display(), "the files were removed or changed by somebody, so they are looked after");
+            }
             () = tokio::time::sleep(wait) => {}
+        }
+    }
+}
+
+/// Waits for a look that finds other files than were written; for ever while none are.
+async fn touched(files: &Files, written: &mut Option<FileWatch>, looks: &mut watch::Receiver<Instant>) {
+    let Some(written) = written else { return std::future::pending().await };
+    // They may have been removed before they were looked at first.
+    while !written.has_changed() && files.paths().iter().all(|path| path.exists()) {
+        if looks.changed().await.is_err() {
+            std::future::pending::<()>().await;
         }
     }
 }

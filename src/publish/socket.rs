@@ -92,6 +92,7 @@ pub async fn serve(
     }
     drop((secrets, newest));
     let _ = timeout(FAREWELL, crowd.gone()).await;
+    places.end();
 }
 
 /// Encodes the newest SVID, if it is another one and valid. An invalid one changes nothing: those who have something

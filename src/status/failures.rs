@@ -1,6 +1,6 @@
 //! How often what has failed, counted from the facts: each names its trouble, and how often that was met.
 
-use super::{Facts, FailureReport, Registration, Reload, Trouble, Workloads};
+use super::{Facts, FailureReport, Published, Registration, Reload, Trouble, Workloads};
 use std::{collections::BTreeMap, time::SystemTime};
 
 /// What fails: a word for each room that tells of trouble.
@@ -79,7 +79,7 @@ fn troubles(facts: &Facts) -> Vec<(What, String, Trouble)> {
             Registration::Lost { trouble, .. } | Registration::Parked { trouble, .. } => Some(trouble),
         },
     );
-    for (name, fact) in &facts.publications {
+    for Published { name, fact, .. } in &facts.publications {
         add("publication", name, fact.borrow().trouble.as_ref());
     }
     for (name, fact) in &facts.reloads {

@@ -42,6 +42,9 @@ pub struct Report {
     pub ready: bool,
     /// Why it is not ready; says at least one cause.
     pub cause: Option<String>,
+    /// What concerns the host as a whole, say a configuration file that is not the one in force.
+    #[serde(default)]
+    pub note: Option<String>,
     /// In the order of their names.
     pub workloads: Vec<WorkloadReport>,
 }
@@ -83,7 +86,7 @@ pub struct WorkloadReport {
     pub failures: Vec<FailureReport>,
     /// Keys of the bundle that are not obeyed.
     pub ignored: Vec<String>,
-    /// Mistakes of the bundle; while there is one, nothing runs.
+    /// Mistakes of the bundle. While there is one, nothing new runs; what ran before goes on as it was.
     pub broken: Vec<String>,
 }
 
@@ -263,7 +266,7 @@ impl Report {
         });
         let ready = !workloads.is_empty() && unready().is_none();
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { version, time: Timestamp(now), ready, cause, workloads }
+        Self { version, time: Timestamp(now), ready, cause, note, workloads }
     }
 
     /// One line for the service manager: `2 of 3 workloads ready; payments: token refused, …`.

@@ -10,15 +10,15 @@ use tokio_util::sync::CancellationToken;
 pub struct WorkloadStatus {
     /// The name of its directory.
     pub name: String,
-    /// Who it is; none while its bundle is broken.
+    /// Who it is; none while it does not run.
     pub spiffe_id: Option<String>,
     /// Whether it shall be registered: its bundle names a WorkloadGroup.
     pub registers: bool,
-    /// The mistakes of its bundle, each with cause and fix. While there is one, nothing runs.
+    /// The mistakes of its bundle, each with cause and fix. What ran before they were made goes on as it was.
     pub broken: Vec<String>,
     /// The keys of its bundle that we do not obey.
     pub ignored: Vec<String>,
-    /// Its facts; none while its bundle is broken.
+    /// Its facts; none while it does not run.
     pub facts: Option<Facts>,
 }
 
@@ -102,7 +102,7 @@ fn watched(workloads: &Workloads) -> Vec<Facts> {
         facts.health.mark_unchanged();
         facts.addresses.mark_unchanged();
         facts.inbounds.iter_mut().for_each(|inbound| inbound.place.mark_unchanged());
-        facts.publications.iter_mut().for_each(|(_, fact)| fact.mark_unchanged());
+        facts.publications.iter_mut().for_each(|published| published.fact.mark_unchanged());
         facts.reloads.iter_mut().for_each(|(_, fact)| fact.mark_unchanged());
     }
     watched
@@ -128,7 +128,7 @@ impl Facts {
         tokio::select! {
             () = news(&mut self.identity) => {}
             () = news(&mut self.registration) => {}
-            () = any(self.publications.iter_mut().map(|(_, fact)| news(fact))) => {}
+            () = any(self.publications.iter_mut().map(|published| news(&mut published.fact))) => {}
             () = any(self.reloads.iter_mut().map(|(_, fact)| news(fact))) => {}
         }
     }

@@ -18,16 +18,23 @@ use std::{
         unix::{fs::FileTypeExt, net::UnixListener as StdListener},
     },
     path::Path,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::net::UnixListener;
 
 /// How the names of kept TCP listeners begin.
 pub const INBOUND: &str = "inbound-";
 
-/// The sockets that the service manager has given us and nobody has taken yet. Clones are the same set.
+/// The sockets that the service manager has given us and nobody has taken yet, or that their owner has handed on. Clones are
+/// the same set.
 #[derive(Debug, Clone, Default)]
-pub struct Listeners(Arc<Mutex<Vec<(String, OwnedFd)>>>);
+pub struct Listeners(Arc<Mutex<Held>>);
+
+#[derive(Debug, Default)]
+struct Held {
+    sockets: Vec<(String, OwnedFd)>,
+    closed: bool,
+}
 
 impl Listeners {
     /// Takes them over (`LISTEN_FDS`, sd_listen_fds(3)): the first call has them all, later ones have none. To be called
@@ -37,6 +44,41 @@ impl Listeners {
     /// When the environment says what cannot be, or a descriptor is not open.
     pub fn from_service_manager() -> io::Result<Self> {
         Ok(raw::inherited()?.into_iter().collect())
+    }
+
+    /// Hands a listener on to whoever takes it under that name: connections to it wait meanwhile. When all is ending there
+    /// is nobody, and it is closed.
+    pub fn hand_on(&self, name: &str, listener: impl Into<OwnedFd>) {
+        let mut held = self.held();
+        if !held.closed {
+            held.sockets.push((name.to_owned(), listener.into()));
+        }
+    }
+
+    /// From now on nobody takes what is handed on.
+    pub fn close(&self) {
+        self.held().closed = true;
+    }
+
+    /// Lets go of what was handed on under that name, here and at the service manager. The name of a unix socket that we
+    /// have made goes, too; what a socket unit has made is left for who may come.
+    pub fn retire(&self, root: &Root, name: &str) {
+        let mut held = self.held();
+        held.sockets.retain(|(other, fd)| {
+            if other != name {
+                return true;
+            }
+            if is_made_by_us(Path::new(name), fd) {
+                let_go(root, name, fd);
+            } else {
+                forget(name);
+            }
+            false
+        });
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The next listener of that name (`FileDescriptorName=` of a socket unit); none when there is none left. To be
@@ -72,9 +114,9 @@ impl Listeners {
     /// The TCP listener that is bound to an address that `is_wanted`, whatever its name; it does not block. None when there
     /// is none left.
     pub fn take_tcp(&self, is_wanted: impl Fn(SocketAddr) -> bool) -> Option<TcpListener> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = held.iter().position(|(_, fd)| tcp_address(fd).is_some_and(&is_wanted))?;
-        let listener = TcpListener::from(held.remove(at).1);
+        let mut held = self.held();
+        let at = held.sockets.iter().position(|(_, fd)| tcp_address(fd).is_some_and(&is_wanted))?;
+        let listener = TcpListener::from(held.sockets.remove(at).1);
         listener.set_nonblocking(true).ok()?;
         Some(listener)
     }
@@ -82,8 +124,8 @@ impl Listeners {
     /// Lets go of the TCP listeners that a process before us has asked to keep and that nobody has taken: who connects
     /// there would wait for ever.
     pub fn drop_kept_tcp(&self) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|(name, fd)| {
+        let mut held = self.held();
+        held.sockets.retain(|(name, fd)| {
             let stale = name.starts_with(INBOUND) && tcp_address(fd).is_some();
             if stale {
                 tracing::info!(name, "nobody wants this listener any more");
@@ -96,46 +138,38 @@ impl Listeners {
     /// Lets go of the unix sockets that a process before us has asked to [`keep`], that nobody has taken and whose path is
     /// not `awaited`: who connects there would wait for ever. Its name goes, too, unless another program has it by now.
     pub fn drop_kept(&self, root: &Root, awaited: impl Fn(&Path) -> bool) {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.retain(|(name, fd)| {
+        let mut held = self.held();
+        held.sockets.retain(|(name, fd)| {
             let path = Path::new(name);
             if !is_made_by_us(path, fd) || awaited(path) {
                 return true;
             }
-            // Of the socket itself: the service manager has a descriptor of it, too, and whoever connects from now on is
-            // refused. Then a name that still answers is somebody else's.
-            let _ = shutdown(fd.as_raw_fd(), Shutdown::Both);
-            forget(name);
-            match remove(root, path) {
-                Ok(_) => tracing::info!(socket = name, "nobody wants this socket any more, so it is gone"),
-                Err(error) => tracing::warn!(cause = %error, "nobody wants this socket any more, but its name stays"),
-            }
+            let_go(root, name, fd);
             false
         });
     }
 
     fn next(&self, name: &str) -> Option<OwnedFd> {
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = held.iter().position(|(held, _)| held == name)?;
-        Some(held.remove(at).1)
+        let mut held = self.held();
+        let at = held.sockets.iter().position(|(held, _)| held == name)?;
+        Some(held.sockets.remove(at).1)
     }
 
     /// Whether none is left.
     pub fn is_empty(&self) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.held().sockets.is_empty()
     }
 
     /// The names of those that nobody has taken yet, and where they listen if that is on a network.
     pub fn left(&self) -> Vec<(String, Option<SocketAddr>)> {
-        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        held.iter().map(|(name, fd)| (name.clone(), tcp_address(fd))).collect()
+        self.held().sockets.iter().map(|(name, fd)| (name.clone(), tcp_address(fd))).collect()
     }
 }
 
 /// Descriptors with their names.
 impl FromIterator<(String, OwnedFd)> for Listeners {
     fn from_iter<T: IntoIterator<Item = (String, OwnedFd)>>(passed: T) -> Self {
-        Self(Arc::new(Mutex::new(passed.into_iter().collect())))
+        Self(Arc::new(Mutex::new(Held { sockets: passed.into_iter().collect(), closed: false })))
     }
 }
 
@@ -157,6 +191,18 @@ pub fn is_made_by_us(path: &Path, listener: impl AsFd) -> bool {
     let bound = getsockname::<UnixAddr>(listener.as_fd().as_raw_fd()).ok();
     let listens = getsockopt(&listener.as_fd(), AcceptConn) == Ok(true);
     listens && bound.as_ref().and_then(UnixAddr::path).is_some_and(|bound| bound.ends_with(beside(name)))
+}
+
+/// Ends a unix socket of ours that nobody serves any more.
+fn let_go(root: &Root, name: &str, socket: &OwnedFd) {
+    // Of the socket itself: the service manager has a descriptor of it, too, and whoever connects from now on is refused. Then
+    // a name that still answers is somebody else's.
+    let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
+    forget(name);
+    match remove(root, Path::new(name)) {
+        Ok(_) => tracing::info!(socket = name, "nobody wants this socket any more, so it is gone"),
+        Err(error) => tracing::warn!(cause = %error, "nobody wants this socket any more, but its name stays"),
+    }
 }
 
 fn remove(root: &Root, path: &Path) -> Result<bool, DirError> {
@@ -244,6 +290,24 @@ mod tests {
         UnixStream::connect(&awaited).unwrap();
         assert_eq!(listeners.left(), [(awaited, None)]);
         drop(waits);
+    }
+
+    #[test]
+    fn what_is_handed_on_waits_for_its_successor_or_goes() {
+        let host = tempfile::tempdir().unwrap();
+        let root = Root::new(host.path());
+        let (path, ours, _held) = kept(&root, "/run/a");
+        let listeners = Listeners::default();
+        listeners.hand_on(&path, ours);
+        UnixStream::connect(&path).unwrap();
+        listeners.retire(&root, "another");
+        assert!(!listeners.is_empty());
+        listeners.retire(&root, &path);
+        assert_eq!(UnixStream::connect(&path).unwrap_err().kind(), ErrorKind::NotFound);
+        // Nobody takes it any more when all is ending.
+        listeners.close();
+        listeners.hand_on("inbound-a-80", TcpListener::bind("127.0.0.1:0").unwrap());
+        assert!(listeners.is_empty());
     }
 
     #[test]

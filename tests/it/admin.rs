@@ -7,7 +7,7 @@ use tokio::{
     net::{TcpListener, TcpStream, UnixStream},
     sync::watch,
     task::JoinHandle,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use we_agent::{
@@ -36,7 +36,7 @@ async fn serve() -> Served {
     let admin = Admin::bind(&root, Some(any), Status::new(receiver)).await.unwrap();
     let address = admin.address().unwrap();
     let stop = CancellationToken::new();
-    let running = tokio::spawn(admin.run(stop.clone()));
+    let running = tokio::spawn(admin.run(watch::Sender::new(Instant::now()).subscribe(), stop.clone()));
     Served { dir, root, address, stop, running, _workloads: sender }
 }
 

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 use we_agent::{
     files::{Grant, Root},
@@ -254,7 +254,9 @@ async fn the_loop_publishes_what_is_valid_retries_and_leaves_the_files_when_it_e
     let (identity, identities) = watch::channel(Identity::default());
     let (fact, mut seen) = watch::channel(Publication::default());
     let (clock, shutdown) = (Clock::simulated(now), CancellationToken::new());
-    let running = tokio::spawn(publish::run(files.clone(), identities, fact, clock, shutdown.clone()));
+    let looks = watch::Sender::new(Instant::now());
+    let running =
+        tokio::spawn(publish::run(files.clone(), identities, fact, looks.subscribe(), clock, shutdown.clone()));
     let become_current = |context: &Arc<X509Context>| {
         identity.send_replace(Identity { current: Some(Arc::clone(context)), ..Identity::default() });
     };
@@ -292,10 +294,14 @@ async fn the_loop_publishes_what_is_valid_retries_and_leaves_the_files_when_it_e
     assert_eq!(read(&files.path()), texts(&second));
     become_current(&second);
 
-    // Files that somebody removed come back.
-    fs::remove_file(files.path().join("key.pem")).unwrap();
-    tokio::time::sleep(Duration::from_secs(700)).await;
-    assert_eq!(read(&files.path()), texts(&second));
+    // Files that somebody removed come back, at the next look.
+    until(&mut seen, |p| p.trouble.is_none()).await;
+    for name in ["key.pem", "..data"] {
+        fs::remove_file(files.path().join(name)).unwrap();
+        looks.send_replace(Instant::now());
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(read(&files.path()), texts(&second));
+    }
 
     shutdown.cancel();
     running.await.unwrap();

@@ -20,6 +20,7 @@ mod exhaustion;
 mod fault_matrix;
 mod faults;
 mod files;
+mod follow;
 mod foreign;
 mod generated;
 mod golden_bundle;

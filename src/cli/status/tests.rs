@@ -29,7 +29,7 @@ fn workload(name: &str) -> WorkloadReport {
 
 fn plain(workloads: Vec<WorkloadReport>, cause: Option<&str>) -> String {
     let cause = cause.map(str::to_owned);
-    let report = Report { version: "1".to_owned(), time: at(10_000), ready: false, cause, workloads };
+    let report = Report { version: "1".to_owned(), time: at(10_000), ready: false, cause, note: None, workloads };
     anstream::adapter::strip_str(&text(&report)).to_string()
 }
 

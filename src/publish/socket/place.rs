@@ -50,6 +50,26 @@ pub struct Place {
     pub(super) site: Site,
     pub(super) held: Option<Held>,
     pub(super) looks: Option<watch::Receiver<Instant>>,
+    pub(super) heir: Option<Heir>,
+}
+
+/// Where the listener is handed on at the end.
+#[derive(Debug)]
+pub(super) struct Heir {
+    listeners: Listeners,
+    /// What a socket unit calls it.
+    workload: String,
+}
+
+impl Heir {
+    pub(super) fn hand_on(self, site: &Site, held: Held) {
+        let path = site.path();
+        let name = if held.ours { path.to_str() } else { Some(self.workload.as_str()) };
+        // What nobody finds under its name is of no use.
+        if let (Some(name), false, Ok(listener)) = (name, held.removed, held.listener.into_std()) {
+            self.listeners.hand_on(name, listener);
+        }
+    }
 }
 
 /// The path, and whom it is for.
@@ -90,7 +110,7 @@ impl Place {
     /// `agent.sock` in `dir`, below `root`, for a group; none stands for the group that we run as.
     pub fn new(root: &Root, dir: impl Into<PathBuf>, group: Option<Account>) -> Self {
         let site = Site { root: root.clone(), dir: dir.into(), name: NAME.to_owned(), own: true, group };
-        Self { site, held: None, looks: None }
+        Self { site, held: None, looks: None, heir: None }
     }
 
     /// The same at `path`, beside others: say where Istio's own agent has its socket. While another program listens
@@ -98,11 +118,12 @@ impl Place {
     pub fn also(root: &Root, path: &Path, group: Option<Account>) -> Option<Self> {
         let (dir, name) = (path.parent()?.to_owned(), path.file_name()?.to_str()?.to_owned());
         let site = Site { root: root.clone(), dir, name, own: false, group };
-        Some(Self { site, held: None, looks: None })
+        Some(Self { site, held: None, looks: None, heir: None })
     }
 
     /// Serves a listener of the service manager instead of a new one: of a socket unit, whose name for it is
-    /// `workload` (its own place alone), else the one that a process before us has asked it to keep. To be called within the runtime.
+    /// `workload` (its own place alone), else the one that a process before us has asked it to keep, or that the one before us
+    /// has handed on. At the end it is handed on there. To be called within the runtime.
     #[must_use]
     pub fn inherit(self, workload: &str, listeners: &Listeners) -> Self {
         let path = self.path();
@@ -111,7 +132,8 @@ impl Place {
             let ours = listen::is_made_by_us(&path, &listener);
             Held { listener, id: SocketId::at(&path).ok().flatten(), ours, removed: false }
         });
-        Self { held, ..self }
+        let heir = Some(Heir { listeners: listeners.clone(), workload: workload.to_owned() });
+        Self { held, heir, ..self }
     }
 
     /// Looks at each of these moments whether its name is still there, and makes the socket anew when it is not. They

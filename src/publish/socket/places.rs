@@ -1,6 +1,6 @@
 //! Getting the socket to its place, and keeping it there.
 
-use super::place::{Done, Held, Place, PlaceError, Site};
+use super::place::{Done, Heir, Held, Place, PlaceError, Site};
 use crate::{
     files::SocketId,
     status::{Publication, Trouble},
@@ -22,6 +22,7 @@ pub(super) struct Places {
     held: Option<Held>,
     work: Work,
     looks: Option<watch::Receiver<Instant>>,
+    heir: Option<Heir>,
     backoff: Backoff,
     /// Serial of what whoever comes is given.
     offered: Option<String>,
@@ -40,12 +41,12 @@ enum Work {
 impl Places {
     /// What is at `place`, told in `fact`.
     pub(super) fn new(place: Place, fact: watch::Sender<Publication>, clock: Clock) -> Self {
-        let Place { site, held, looks } = place;
+        let Place { site, held, looks, heir } = place;
         let work = match &held {
             Some(Held { ours: false, .. }) => Work::Rest,
             Some(_) | None => Work::Due(Instant::now()),
         };
-        let mut places = Self { site, held, work, looks, backoff: backoff(), offered: None, fact, clock };
+        let mut places = Self { site, held, work, looks, heir, backoff: backoff(), offered: None, fact, clock };
         // The name of a socket unit's socket may have gone while nobody looked.
         places.look();
         places
@@ -79,6 +80,13 @@ impl Places {
                 () = look(&mut self.looks) => self.look(),
                 came = next(self.held.as_ref()) => return came,
             }
+        }
+    }
+
+    /// Ends, and hands the socket on to who serves it next: who connects meanwhile waits.
+    pub(super) fn end(self) {
+        if let (Some(heir), Some(held)) = (self.heir, self.held) {
+            heir.hand_on(&self.site, held);
         }
     }
 

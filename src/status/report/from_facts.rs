@@ -6,7 +6,7 @@ use super::{
     RegistrationReport, RegistrationState, ReloadReport, ReloadState, Timestamp, TokenReport, WorkloadReport,
 };
 use crate::status::{
-    Addresses, Consumer, HANDSHAKE_BOUNDS, Health, Identity, Inbound, InboundPlace, Membership, Publication,
+    Addresses, Consumer, HANDSHAKE_BOUNDS, Health, Identity, Inbound, InboundPlace, Membership, Published,
     Registration, Reload, Selection, Trouble, WorkloadStatus,
 };
 use std::{sync::atomic::Ordering::Relaxed, time::SystemTime};
@@ -45,23 +45,23 @@ impl WorkloadReport {
             report.membership = MembershipReport::of(&facts.membership.borrow());
             report.health = HealthReport::of(&facts.health.borrow());
             report.address = AddressReport::of(&facts.addresses.borrow());
-            report.files =
-                facts.publications.iter().map(|(p, fact)| PublicationReport::of(p, &fact.borrow())).collect();
+            report.files = facts.publications.iter().map(PublicationReport::of).collect();
             report.consumers =
                 facts.consumers.borrow().iter().map(|((_, takes), c)| ConsumerReport::of(takes, c)).collect();
             report.reloads = facts.reloads.iter().map(|(hook, fact)| ReloadReport::of(hook, &fact.borrow())).collect();
             report.inbound = facts.inbounds.iter().map(InboundReport::of).collect();
         }
-        report.cause = report.missing(workload.registers);
+        // Mistakes in files that were read before do not stop what runs.
+        report.cause = match workload.broken.first().filter(|_| workload.facts.is_none()) {
+            Some(mistake) => Some(mistake.clone()),
+            None => report.missing(workload.registers),
+        };
         report.ready = report.cause.is_none();
         report
     }
 
     /// What this workload lacks to be ready; none when it is.
     fn missing(&self, registers: bool) -> Option<String> {
-        if let Some(mistake) = self.broken.first() {
-            return Some(mistake.clone());
-        }
         let (identity, registration) = (self.identity.state, self.registration.state);
         let certified = matches!(identity, IdentityState::Valid | IdentityState::Refused);
         let words = match identity {
@@ -194,12 +194,16 @@ impl AddressReport {
 }
 
 impl PublicationReport {
-    fn of(publisher: &str, publication: &Publication) -> Self {
+    fn of(published: &Published) -> Self {
+        let fact = published.fact.borrow();
+        // Never said of what is not there: somebody may have removed it a moment ago.
+        let missing = published.paths.iter().find(|path| fact.serial.is_some() && !path.exists());
+        let removed = missing.map(|path| format!("{} was removed by somebody; it is made anew", path.display()));
         Self {
-            publisher: publisher.to_owned(),
-            serial: publication.serial.clone(),
-            kind: kind(publication.trouble.as_ref()),
-            cause: cause(publication.trouble.as_ref()),
+            publisher: published.name.clone(),
+            serial: fact.serial.clone().filter(|_| missing.is_none()),
+            kind: kind(fact.trouble.as_ref()),
+            cause: cause(fact.trouble.as_ref()).or(removed),
         }
     }
 }

@@ -57,7 +57,7 @@ fn payments() -> Writers {
     let (addresses, a) = watch::channel(Addresses::default());
     let (files, f) = watch::channel(Publication::default());
     let (reload, n) = watch::channel(Reload::None);
-    let publications = vec![("files".to_owned(), f)];
+    let publications = vec![Published { name: "files".to_owned(), fact: f, paths: Vec::new() }];
     let reloads = vec![("nginx.service".to_owned(), n)];
     let consumers = watch::channel(Consumers::default()).1;
     let facts = Facts {

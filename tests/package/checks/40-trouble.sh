@@ -9,6 +9,13 @@ ok 'consumers of socket and files saw none of it' inside 'all_served 2'
 ok 'the entry has kept its UID' kept_entry
 ok 'the certificate outlived it: no token was asked for again' test "$(events '"credential":"token".*"event":"csr"')" = 1
 
+ok 'a reload of a wrong configuration fails with the place, and changes nothing' inside '
+    pid=$(p MainPID); printf "adminn: {}\n" >/etc/we-agent/we-agent.yaml
+    ! systemctl reload we-agent && logged "we-agent.yaml:1:.*adminn" && test "$(p MainPID)" = $pid && ready &&
+        we-agent status | grep -q "the one of before is in force"'
+ok 'mended, it succeeds' inside 'cp /root/good.yaml /etc/we-agent/we-agent.yaml && systemctl reload we-agent && ready'
+ok 'and SIGHUP ends nobody' inside 'pid=$(p MainPID); kill -HUP $pid; sleep 1; test "$(p MainPID)" = $pid && ready'
+
 ok 'the watchdog ends a process that hangs' inside '
     pid=$(p MainPID); kill -STOP $pid && within 60 another $pid && logged "[Ww]atchdog timeout"'
 ok 'and it is ready again' inside 'within 20 ready'

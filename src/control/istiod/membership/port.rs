@@ -5,7 +5,7 @@ use rustls::ClientConnection;
 use std::{
     collections::BTreeMap,
     io,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -38,9 +38,15 @@ pub(super) async fn mismatch(istiod: &Istiod, ip: IpAddr, selection: &Selection)
     }
     let served = istiod.membership.as_ref().map_or(&[][..], |settings| &settings.served);
     for port in selection.ports.iter().filter(|port| !served.contains(port)) {
-        let spoken = speaks_tls(SocketAddr::new(ip, *port)).await;
-        // An address that others translate to ours is not for us to judge.
-        if spoken.is_none() && is_of_this_host(ip) {
+        // An address that others translate to ours leads elsewhere from here; the application is on this host all the same.
+        let here = is_of_this_host(ip);
+        let spoken = speaks_tls(SocketAddr::new(if here { ip } else { Ipv4Addr::LOCALHOST.into() }, *port)).await;
+        if spoken.is_none() && !here {
+            return Some(format!(
+                "the mesh was told that {ip} serves port {port}; that address is on no interface of this host, and nobody listens                  on port {port} of localhost, so what callers find there was not looked at: compare what translates the address"
+            ));
+        }
+        if spoken.is_none() {
             return Some(format!(
                 "the mesh was told that {ip} serves port {port}, but nobody listens there, so calls from the mesh fail; \
                  start the application, or change the port in the Service, the ServiceEntry or the WorkloadGroup's template"

@@ -1,0 +1,76 @@
+//! What every workload finds on this host.
+
+use super::claim::Claims;
+use crate::{
+    command::Commands,
+    files::Root,
+    inbound::Threads,
+    status::{WorkloadStatus, Workloads},
+    systemd::Listeners,
+};
+use std::sync::{Arc, OnceLock};
+use tokio::{sync::watch, time::Instant};
+
+/// The host, as it is given to each workload. Clones are the same.
+#[derive(Debug, Clone)]
+pub(super) struct Host {
+    pub(super) root: Root,
+    pub(super) listeners: Listeners,
+    pub(super) commands: Commands,
+    /// Tells each look at the directories: the process is awake then.
+    pub(super) looks: watch::Sender<Instant>,
+    /// What each workload claims; each writes its own.
+    pub(super) claims: watch::Sender<Claims>,
+    /// What each workload tells; each writes its own.
+    pub(super) workloads: watch::Sender<Workloads>,
+    threads: Arc<OnceLock<Threads>>,
+}
+
+impl Host {
+    pub(super) fn new(
+        root: Root,
+        workloads: watch::Sender<Workloads>,
+        listeners: Listeners,
+        commands: Commands,
+    ) -> Self {
+        Self {
+            root,
+            listeners,
+            commands,
+            looks: watch::Sender::new(Instant::now()),
+            claims: watch::Sender::default(),
+            workloads,
+            threads: Arc::default(),
+        }
+    }
+
+    /// Of the inbound data path, from the first workload on that has one.
+    pub(super) fn threads(&self) -> Option<Threads> {
+        if let Some(threads) = self.threads.get() {
+            return Some(threads.clone());
+        }
+        match Threads::start() {
+            Ok(threads) => Some(self.threads.get_or_init(|| threads).clone()),
+            Err(error) => {
+                tracing::error!(cause = %error, "no threads for inbound connections, so nobody listens");
+                None
+            }
+        }
+    }
+
+    /// Puts what a workload tells in its place.
+    pub(super) fn tell(&self, status: WorkloadStatus) {
+        self.workloads.send_modify(|workloads| {
+            match workloads.list.binary_search_by(|other| other.name.cmp(&status.name)) {
+                Ok(at) => workloads.list[at] = status,
+                Err(at) => workloads.list.insert(at, status),
+            }
+        });
+    }
+
+    /// Forgets a workload that has left.
+    pub(super) fn forget(&self, name: &str) {
+        self.claims.send_modify(|claims| drop(claims.remove(name)));
+        self.workloads.send_modify(|workloads| workloads.list.retain(|status| status.name != name));
+    }
+}
