@@ -20,8 +20,9 @@ lint: ## Format and clippy only
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
 
-soak: ## What the tests do for seconds, done for long: a million switches under a reader
+soak: ## What the tests do for seconds, done for long: a million switches under a reader, a fleet of 500
 	WE_AGENT_SWITCHES=1000000 cargo test --test it readers:: -- --nocapture
+	WE_AGENT_FLEET=500 cargo test --test it fleet::a_fleet -- --nocapture
 
 # One package at a time: built together, the agent would get features that only the others want.
 bench: ## Measure the release build (CONTROL=rig BENCH_BUNDLE=DIR: against an istiod of yours, see CONTRIBUTING.md)

@@ -30,7 +30,11 @@ use std::{
     time::Duration,
 };
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Request, Status, metadata::MetadataValue};
+
+/// How long an istiod that has pushed back is spared what can wait.
+const PUSHED_BACK: Duration = Duration::from_secs(30);
 
 /// How the mesh is asked whether it lists us.
 #[derive(Debug, Clone)]
@@ -55,6 +59,8 @@ pub struct Istiod {
     clock: Clock,
     /// What the last token that was accepted said of itself.
     accepted: Mutex<Option<TokenFacts>>,
+    /// When a stream was pushed back last.
+    pushed_back: Mutex<Option<Instant>>,
 }
 
 /// What a climb of the ladder has reached.
@@ -77,7 +83,17 @@ impl Istiod {
     ) -> Self {
         let trust = Trust::new(workload.ca.roots.clone(), credential.identity.clone());
         let links = Links::new(resolver, trust);
-        Self { workload, credential, links, xds, membership, located, clock, accepted: Mutex::default() }
+        Self {
+            workload,
+            credential,
+            links,
+            xds,
+            membership,
+            located,
+            clock,
+            accepted: Mutex::default(),
+            pushed_back: Mutex::default(),
+        }
     }
 
     /// What a first request says of us. Not `registering`: an observer.
@@ -105,6 +121,9 @@ impl Istiod {
                 Ok(link) => {
                     let answer = call(link.clone()).await;
                     // A stream that istiod has no time for is asked for again on this connection.
+                    if answer.as_ref().is_err_and(|e| e.cost() == Cost::Stream) {
+                        *self.pushed_back.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+                    }
                     let again = answer.as_ref().is_err_and(|e| e.cost() == Cost::Stream || e.is_conflict());
                     self.links.keep(link, again);
                     answer
@@ -167,6 +186,12 @@ impl Istiod {
 
     fn accepted(&self) -> MutexGuard<'_, Option<TokenFacts>> {
         self.accepted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a stream was pushed back a moment ago: others wait, too.
+    fn is_pushing_back(&self) -> bool {
+        let pushed_back = *self.pushed_back.lock().unwrap_or_else(PoisonError::into_inner);
+        pushed_back.is_some_and(|at| at.elapsed() < PUSHED_BACK)
     }
 
     fn unreadable(&self, bearer: &str) -> Error {

@@ -20,6 +20,7 @@ mod exhaustion;
 mod fault_matrix;
 mod faults;
 mod files;
+mod fleet;
 mod follow;
 mod foreign;
 mod generated;

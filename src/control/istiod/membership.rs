@@ -118,9 +118,14 @@ impl<'a> Observer<'a> {
             // What it finds is decisive, so the mesh is given time to list us.
             self.look_after(WITHHELD);
         } else {
-            // A slow istiod has enough to do: the look is put off.
+            // A slow istiod has enough to do: the look is put off. One that admits no more is left to those who wait to be
+            // registered.
             let slow = took > Duration::from_secs(1);
-            self.look_after(if slow { between(Duration::ZERO, SPREAD) } else { Duration::ZERO });
+            self.look_after(match self.istiod.is_pushing_back() {
+                true => between(SPREAD, 2 * SPREAD),
+                false if slow => between(Duration::ZERO, SPREAD),
+                false => Duration::ZERO,
+            });
         }
     }
 
