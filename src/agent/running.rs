@@ -146,3 +146,25 @@ async fn news(place: Option<&mut watch::Receiver<InboundPlace>>) {
         std::future::pending().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::locality::Platform;
+    use tracing::Span;
+
+    /// What is lost here is missing, and what is missing is started.
+    #[tokio::test]
+    async fn one_that_panics_is_lost_and_the_others_run_on() {
+        let (mut parts, stop) = (Parts::default(), CancellationToken::new());
+        let faulty = Part::Locality { platform: Platform::Off };
+        let told = stop.clone();
+        parts.start(Part::Journal, Box::pin(async move { told.cancelled().await }), stop.clone(), None, Span::none());
+        parts.start(faulty.clone(), Box::pin(async { panic!("on purpose") }), stop.clone(), None, Span::none());
+        parts.changed().await;
+        assert!(parts.lose_failed());
+        assert!(parts.has(&Part::Journal) && !parts.has(&faulty));
+        assert!(!parts.lose_failed(), "the other one runs on");
+        assert_eq!(parts.end_all().await, [Part::Journal]);
+    }
+}
