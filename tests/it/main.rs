@@ -7,6 +7,7 @@ mod admin;
 mod agreement;
 mod allowed;
 mod architecture;
+mod at_once;
 mod authority;
 mod cli;
 mod config;
