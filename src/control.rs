@@ -1,5 +1,5 @@
-//! What we ask of a control plane, two verbs: have a certificate request signed, and hold a session that keeps the
-//! workload registered.
+//! What we ask of a control plane, three verbs: have a certificate request signed, accept a certificate, and hold a session
+//! that keeps the workload registered.
 //!
 //! A session is a future: while it runs the workload is registered, or has asked; when it returns it is not. A
 //! connection carries the roots and the client certificate of its dial, and serves while they are those of now.
@@ -44,6 +44,9 @@ pub struct Signed {
 pub trait ControlPlane: Send + Sync + 'static {
     /// Has a request signed for `ttl`.
     fn sign(&self, csr: &Csr, ttl: Duration) -> impl Future<Output = Result<Signed, Error>> + Send;
+
+    /// Whether a certificate of ours is accepted, wherever one is needed: shown in a handshake, and a call answered on it.
+    fn accepts(&self, certificate: &Arc<X509Context>) -> impl Future<Output = Result<(), Error>> + Send;
 
     /// Asks for the registration and holds it while this future runs. `Ok` when told to stop, `Err` when it was lost or
     /// refused.

@@ -1,36 +1,40 @@
-//! The loop that owns the identity: decide when, ask, verify, keep, tell. A certificate that is still good is replaced
+//! The loops that own the identity: decide when, ask, verify, keep, tell. A certificate that is still good is replaced
 //! only by a better one, and never withdrawn.
+//!
+//! Three facts have a loop each: the certificate (here), whether the store has it ([`disk`]), and what has become of the
+//! token ([`token`]). Each acts on what is true now, so what failed once is mended as soon as it can be.
 
+mod disk;
+mod error;
 mod schedule;
-mod spent;
 mod store;
+mod token;
 
-use spent::Spent;
+use disk::Disk;
 pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
 
 use crate::{
-    control::{ControlPlane, Cost, Retry, Signed},
-    files::{DirError, FileWatch, Root, Stamp},
-    spiffe::{Csr, KeyError, KeyKind, PrivateKey, SpiffeId, SvidError, X509Bundle, X509Context},
-    status::{Identity, Token, Trouble},
+    control::{ControlPlane, Retry, Signed},
+    files::{FileWatch, Root, Stamp},
+    spiffe::{Csr, KeyKind, PrivateKey, SpiffeId, X509Bundle, X509Context},
+    status::{Durable, Identity, Token, Trouble},
     time::Clock,
     workload::token::TokenFile,
 };
+use error::RenewalError;
 use std::{
     path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{
-    sync::watch,
-    task::{JoinError, spawn_blocking},
-    time::{Instant, sleep, sleep_until},
-};
+use tokio::{sync::watch, task::spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
 /// Waits between rounds of requests.
 const FLOOR: Duration = Duration::from_millis(500);
 const CAP: Duration = Duration::from_secs(60);
+/// From one look at the store to the next: as often as the files are looked after.
+pub const LOOKS: Duration = Duration::from_secs(5);
 
 /// What is asked for, and where it is kept.
 #[derive(Debug, Clone)]
@@ -47,137 +51,201 @@ pub struct Wanted {
     pub root: Root,
     /// Directory of the store.
     pub store: PathBuf,
+    /// From one look at the store to the next.
+    pub looks: Duration,
     /// The token, and whether it is removed when it has served.
     pub token: TokenFile,
 }
 
-/// Why there is no new certificate.
-#[derive(Debug, thiserror::Error)]
-enum RenewalError {
-    #[error(transparent)]
-    Control(#[from] crate::control::Error),
-    #[error("the control plane's answer is not used: {cause}{fix}", cause = .0, fix = fix(.0))]
-    Answer(#[from] SvidError),
-    #[error(transparent)]
-    Key(#[from] KeyError),
-    #[error("key generation was interrupted: {0}")]
-    Interrupted(#[from] JoinError),
+/// The facts that are told, each by one loop.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// The certificate.
+    pub identity: watch::Sender<Identity>,
+    /// Whether the store has it.
+    pub durable: watch::Sender<Durable>,
+    /// What has become of the token.
+    pub token: watch::Sender<Token>,
 }
 
-/// What to do about an answer that is not used, where there is something to do.
-fn fix(error: &SvidError) -> &'static str {
-    match error {
-        SvidError::WrongIdentity { .. } => {
-            "; the token belongs to another serviceAccount or the trust domain is another: make the bundle again from the \
-             WorkloadGroup"
-        }
-        _ => "",
-    }
+/// A new certificate.
+struct Issued {
+    context: Arc<X509Context>,
+    /// The older one that the control plane accepted for the request; none when it was the token.
+    accepted: Option<Arc<X509Context>>,
+    /// The operator's roots that vouched for the control plane.
+    anchors: X509Bundle,
 }
 
-impl RenewalError {
-    fn kind(&self) -> &'static str {
-        match self {
-            Self::Control(error) => error.kind(),
-            Self::Answer(SvidError::WrongIdentity { .. }) => "wrong_identity",
-            Self::Answer(SvidError::WrongKey) => "wrong_key",
-            Self::Answer(SvidError::ShortChain(_)) => "short_chain",
-            Self::Answer(SvidError::Validity { .. }) => "validity",
-            Self::Answer(_) => "bad_answer",
-            Self::Key(_) | Self::Interrupted(_) => "key",
-        }
-    }
-
-    /// What it has cost the control plane. An answer that is not used has cost a signature.
-    fn cost(&self) -> Cost {
-        match self {
-            Self::Control(error) => error.cost(),
-            Self::Answer(_) | Self::Key(_) | Self::Interrupted(_) => Cost::Handshake,
-        }
-    }
-}
-
-/// What the store holds for `wanted`, as the fact to start with. What was passed over is said in the journal.
-///
-/// # Errors
-/// When the store's directory is not usable.
-pub fn load(wanted: &Wanted, now: SystemTime) -> Result<Identity, DirError> {
-    let loaded = Store::open(&wanted.root, &wanted.store)?.load(&wanted.id, now)?;
+/// What the store holds for `wanted`, as the fact to start with. What was passed over is said in the journal; that the store
+/// cannot be read is told by the loop that looks after it.
+pub fn load(wanted: &Wanted, now: SystemTime) -> Identity {
+    let loaded = Store::open(&wanted.root, &wanted.store).and_then(|store| store.load(&wanted.id, now));
+    let loaded = loaded.unwrap_or_default();
     for PassedOver { file, reason } in &loaded.passed_over {
         tracing::info!(%file, cause = %reason, "a stored certificate is not used");
     }
-    let token = loaded.current.as_ref().map(|_| spent::look(&wanted.token));
-    let renew_at = loaded.current.as_ref().map(|stored| renewal(&stored.context, wanted.min_interval));
-    Ok(Identity {
-        renew_at,
-        anchors: loaded.current.as_ref().map(|stored| stored.anchors.clone()),
-        current: loaded.current.map(|stored| stored.context),
+    restored(loaded).unwrap_or_default()
+}
+
+fn restored(loaded: Loaded) -> Option<Identity> {
+    let current = loaded.current?;
+    Some(Identity {
+        renew_at: Some(renewal(&current.context)),
+        anchors: Some(current.anchors),
+        current: Some(current.context),
         previous: loaded.previous.map(|stored| stored.context),
-        token: token.unwrap_or_default(),
         ..Identity::default()
     })
 }
 
-fn renewal(context: &X509Context, min_interval: Duration) -> SystemTime {
-    schedule::renew_at(context.received, context.svid.not_after(), min_interval, fastrand::f64())
+fn renewal(context: &X509Context) -> SystemTime {
+    schedule::renew_at(context.received, context.svid.not_after(), fastrand::f64())
 }
 
-/// Keeps `fact` at a certificate that is good, until `shutdown`. A change of the `local` files (token, roots) ends a wait at
-/// once.
+/// Keeps the facts true until `shutdown`. A change of the `local` files (token, roots) ends a wait at once.
 pub async fn run<C: ControlPlane>(
     control: Arc<C>,
     wanted: Wanted,
-    fact: watch::Sender<Identity>,
-    mut local: FileWatch,
+    facts: Facts,
+    local: FileWatch,
     clock: Clock,
     shutdown: CancellationToken,
 ) {
-    let mut retry = Retry::new(FLOOR, CAP);
-    let mut not_before: Option<Instant> = None;
-    // What is there at the start comes from the store.
-    let mut spent = Spent::new(fact.borrow().current.is_some());
-    loop {
-        let due = due(&fact.borrow(), clock.now());
-        tokio::select! {
-            () = async {
-                clock.sleep_until(due).await;
-                if let Some(moment) = not_before {
-                    // Whatever the clock does, renewals keep their distance.
-                    sleep_until(moment).await;
+    let Facts { identity: fact, durable, token } = facts;
+    let disk = Disk::new(&wanted);
+    let (exchanged, served) = watch::channel(None);
+    let (identity, durability) = (fact.subscribe(), durable.subscribe());
+    let kept = disk.keep(identity.clone(), durable, clock, &shutdown);
+    let removal = token::run(&*control, &wanted, served, identity, durability, token, clock);
+    let renewals = Renewals { control: &*control, wanted: &wanted, disk: &disk, fact, exchanged, clock };
+    tokio::join!(renewals.run(local, &shutdown), kept, shutdown.run_until_cancelled(removal));
+}
+
+/// The loop of the certificate itself.
+struct Renewals<'a, C> {
+    control: &'a C,
+    wanted: &'a Wanted,
+    disk: &'a Disk,
+    fact: watch::Sender<Identity>,
+    /// Tells which token was exchanged for a certificate.
+    exchanged: watch::Sender<Option<Stamp>>,
+    clock: Clock,
+}
+
+impl<C: ControlPlane> Renewals<'_, C> {
+    async fn run(&self, mut local: FileWatch, shutdown: &CancellationToken) {
+        let mut retry = Retry::new(FLOOR, CAP);
+        loop {
+            self.forget_trouble();
+            tokio::select! {
+                () = self.clock.until(|now| due(&self.fact.borrow(), now)) => {}
+                () = shutdown.cancelled() => return,
+            }
+            // It may have been passed over because of the clock, or the disk was not there.
+            if self.valid().is_none() && self.restore().await {
+                continue;
+            }
+            let token = Stamp::of(self.wanted.token.current());
+            let issued = tokio::select! {
+                issued = self.renew() => issued,
+                () = shutdown.cancelled() => return,
+            };
+            let wait = match issued {
+                Ok(issued) => {
+                    retry.reset();
+                    let life = schedule::life(issued.context.received, issued.context.svid.not_after());
+                    self.accept(issued, token).await;
+                    schedule::distance(self.wanted.min_interval, life)
                 }
-            } => {}
-            // A new token beside a good certificate is not needed, but it is there; one that has served may be removable now.
-            () = async { tokio::select! { () = local.changed() => {}, () = spent.again() => {} } }, if wanted.token.remove => {
-                spent = settle(&wanted, &fact, spent, clock.now()).await;
-                continue;
+                Err(error) => {
+                    let now = self.clock.now();
+                    self.tell(&error, now);
+                    let usual = retry.after(error.cost());
+                    let left = self.valid().and_then(|context| context.svid.not_after().duration_since(now).ok());
+                    let wait = schedule::retry_in(usual, left);
+                    // Certificates were issued, only not for long enough: those keep their distance.
+                    if error.is_about_life() { wait.max(self.wanted.min_interval.min(CAP)) } else { wait }
+                }
+            };
+            tokio::select! {
+                () = self.clock.sleep(wait) => {}
+                () = local.changed(), if self.fact.borrow().trouble.is_some() => retry.reset(),
+                () = shutdown.cancelled() => return,
             }
-            () = shutdown.cancelled() => return,
         }
-        let token = Stamp::of(wanted.token.current());
-        let renewed = tokio::select! {
-            renewed = renew(&*control, &wanted, clock) => renewed,
-            () = shutdown.cancelled() => return,
-        };
-        let wait = match renewed {
-            Ok(renewed) => {
-                retry.reset();
-                not_before = Some(Instant::now() + wanted.min_interval);
-                spent = keep(&wanted, &fact, renewed, (spent, token), clock).await;
-                continue;
+    }
+
+    /// Takes what the store has, if it is valid by now. Whether it is.
+    async fn restore(&self) -> bool {
+        let restored = self.disk.read(self.clock.now()).await.and_then(restored);
+        let found = restored.is_some();
+        restored.into_iter().for_each(|identity| _ = self.fact.send_replace(identity));
+        found
+    }
+
+    fn valid(&self) -> Option<Arc<X509Context>> {
+        self.fact.borrow().valid(self.clock.now()).cloned()
+    }
+
+    /// One request with a fresh key; what comes back is verified before anybody sees it.
+    async fn renew(&self) -> Result<Issued, RenewalError> {
+        let kind = self.wanted.key;
+        let key = match kind {
+            KeyKind::EcP256 | KeyKind::EcP384 => PrivateKey::generate(kind)?,
+            // 100 ms of CPU and more: not on the event loop.
+            KeyKind::Rsa2048 | KeyKind::Rsa3072 | KeyKind::Rsa4096 => {
+                spawn_blocking(move || PrivateKey::generate(kind)).await??
             }
-            Err(error) => {
-                let now = clock.now();
-                tell(&fact, &error, now);
-                let usual = retry.after(error.cost());
-                let left = fact.borrow().valid(now).and_then(|c| c.svid.not_after().duration_since(now).ok());
-                schedule::retry_in(usual, left)
-            }
         };
-        tokio::select! {
-            () = sleep(wait) => {}
-            () = local.changed() => retry.reset(),
-            () = shutdown.cancelled() => return,
+        let csr = Csr::new(&self.wanted.id, &key)?;
+        let Signed { chain, accepted, vouched: anchors } = self.control.sign(&csr, self.wanted.ttl).await?;
+        let context = X509Context::from_answer(&self.wanted.id, key, &chain, self.clock.now())?;
+        match schedule::life(context.received, context.svid.not_after()) {
+            life if life < schedule::SHORTEST => Err(RenewalError::ShortLived(life)),
+            _ => Ok(Issued { context, accepted, anchors }),
         }
+    }
+
+    /// Makes a new certificate durable, then tells it. A disk that fails or hangs does not keep it from being used: what
+    /// the disk has is looked at, and mended, by the store's loop. `token` is the token's file as it was before the request.
+    async fn accept(&self, Issued { context, accepted, anchors }: Issued, token: Option<Stamp>) {
+        let by_token = accepted.is_none();
+        let identity = Identity {
+            renew_at: Some(renewal(&context)),
+            current: Some(context),
+            // Kept as the fallback is the one that is known to work: while the control plane refuses what it issues (as
+            // istiod does after a live change of its CA), that is an older one than the last.
+            previous: accepted.or_else(|| self.valid()),
+            anchors: Some(anchors),
+            ..Identity::default()
+        };
+        _ = self.disk.ensure(&identity).await;
+        self.fact.send_replace(identity);
+        if by_token {
+            self.exchanged.send_replace(token);
+        }
+    }
+
+    /// A certificate that is valid and not yet due lacks nothing, whatever was said while the clock was wrong.
+    fn forget_trouble(&self) {
+        let now = self.clock.now();
+        self.fact.send_if_modified(|identity| {
+            let over = identity.trouble.is_some() && due(identity, now) > now;
+            if over {
+                identity.trouble = None;
+                identity.credentials_dead = false;
+            }
+            over
+        });
+    }
+
+    /// Writes what went wrong. The time is that of the first failure of its kind in a row.
+    fn tell(&self, error: &RenewalError, now: SystemTime) {
+        self.fact.send_modify(|identity| {
+            identity.trouble = Some(Trouble::met(identity.trouble.as_ref(), error.kind(), error.to_string(), now));
+            identity.credentials_dead = error.kind() == "credentials_dead" && identity.valid(now).is_none();
+        });
     }
 }
 
@@ -187,104 +255,6 @@ fn due(identity: &Identity, now: SystemTime) -> SystemTime {
         (Some(_), Some(at)) => at,
         _ => now,
     }
-}
-
-/// A new certificate, the older one that the control plane accepted for the request, if it was one, and the operator's roots
-/// that vouched.
-type Renewed = (Arc<X509Context>, Option<Arc<X509Context>>, X509Bundle);
-
-/// One request with a fresh key; what comes back is verified before anybody sees it.
-async fn renew<C: ControlPlane>(control: &C, wanted: &Wanted, clock: Clock) -> Result<Renewed, RenewalError> {
-    let kind = wanted.key;
-    let key = match kind {
-        KeyKind::EcP256 | KeyKind::EcP384 => PrivateKey::generate(kind)?,
-        // 100 ms of CPU and more: not on the event loop.
-        KeyKind::Rsa2048 | KeyKind::Rsa3072 | KeyKind::Rsa4096 => {
-            spawn_blocking(move || PrivateKey::generate(kind)).await??
-        }
-    };
-    let csr = Csr::new(&wanted.id, &key)?;
-    let Signed { chain, accepted, vouched } = control.sign(&csr, wanted.ttl).await?;
-    Ok((X509Context::from_answer(&wanted.id, key, &chain, clock.now())?, accepted, vouched))
-}
-
-/// Makes a new certificate durable, then tells it. A disk that fails does not keep it from being used. `token` is the
-/// token's file as it was before the request; with what else has served it is removed if it can be.
-async fn keep(
-    wanted: &Wanted,
-    fact: &watch::Sender<Identity>,
-    (context, accepted, anchors): Renewed,
-    (mut spent, token): (Spent, Option<Stamp>),
-    clock: Clock,
-) -> Spent {
-    let now = clock.now();
-    let token = token.filter(|_| accepted.is_none());
-    // Kept as the fallback is the one that is known to work: while the control plane refuses what it issues (as istiod
-    // does after a live change of its CA), that is an older one than the last.
-    let previous = accepted.or_else(|| fact.borrow().valid(now).cloned());
-    let saved = {
-        let (wanted, context, previous) = (wanted.clone(), context.clone(), previous.clone());
-        let anchors = anchors.clone();
-        spawn_blocking(move || {
-            let saved = Store::open(&wanted.root, &wanted.store)
-                .and_then(|store| store.save(&context, previous.as_deref(), &anchors));
-            spent.issued(token, saved.is_ok());
-            (saved, spent.settle(&wanted, now), spent)
-        })
-        .await
-    };
-    let before = fact.borrow().token.clone();
-    let (trouble, token, spent) = match saved {
-        Ok((Ok(()), token, spent)) => (None, token, spent),
-        Ok((Err(error), token, spent)) => {
-            (Some(format!("the new certificate is in use, but a restart would lose it: {error}")), token, spent)
-        }
-        Err(error) => {
-            let cause = format!("the new certificate is in use, but saving it was interrupted: {error}");
-            (Some(cause), before.clone(), Spent::default())
-        }
-    };
-    say(&before, &token);
-    fact.send_replace(Identity {
-        renew_at: Some(renewal(&context, wanted.min_interval)),
-        current: Some(context),
-        previous,
-        anchors: Some(anchors),
-        trouble: trouble.map(|cause| Trouble::met(None, "store", cause, now)),
-        credentials_dead: false,
-        token,
-    });
-    spent
-}
-
-/// Tries to remove what has served, and tells what there is of the token.
-async fn settle(wanted: &Wanted, fact: &watch::Sender<Identity>, mut spent: Spent, now: SystemTime) -> Spent {
-    let wanted = wanted.clone();
-    // It may sync a directory.
-    let Ok((token, spent)) = spawn_blocking(move || (spent.settle(&wanted, now), spent)).await else {
-        return Spent::default();
-    };
-    say(&fact.borrow().token, &token);
-    fact.send_if_modified(|identity| token != std::mem::replace(&mut identity.token, token.clone()));
-    spent
-}
-
-/// A token that went or stays is said once.
-fn say(before: &Token, now: &Token) {
-    match now {
-        _ if before == now => {}
-        Token::Kept => {}
-        Token::Removed => tracing::info!("the token has served and was removed"),
-        Token::Stays { cause } => tracing::warn!(%cause, "the token has served, but stays"),
-    }
-}
-
-/// Writes what went wrong. The time is that of the first failure of its kind in a row.
-fn tell(fact: &watch::Sender<Identity>, error: &RenewalError, now: SystemTime) {
-    fact.send_modify(|identity| {
-        identity.trouble = Some(Trouble::met(identity.trouble.as_ref(), error.kind(), error.to_string(), now));
-        identity.credentials_dead = error.kind() == "credentials_dead" && identity.valid(now).is_none();
-    });
 }
 
 #[cfg(test)]

@@ -7,10 +7,7 @@ use crate::{
     time::Clock,
 };
 use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::Instant};
 
 /// Waits between attempts that are refused, as Envoy's are.
 const FLOOR: Duration = Duration::from_millis(500);
@@ -40,7 +37,7 @@ pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: Fi
         forget(&post.membership);
         tracing::debug!(cause = %error, wait = ?wait, "session ended");
         tokio::select! {
-            () = sleep(wait) => {}
+            () = clock.sleep(wait) => {}
             () = local.changed() => tracing::debug!("a local file has changed, trying again now"),
             Ok(()) = post.addresses.changed() => {}
             () = post.stop.cancelled() => break,

@@ -12,9 +12,10 @@ pub use inbound::{HANDSHAKE_BOUNDS, Inbound, InboundCounters, InboundPlace};
 pub use report::{
     AddressReport, ConsumerReport, ConsumerState, FailureReport, HealthReport, HealthState, IdentityReport,
     IdentityState, InboundRefusal, InboundReport, LatencyReport, MembershipReport, MembershipState, Mood,
-    PublicationReport, RegistrationReport, RegistrationState, ReloadReport, ReloadState, Report, State, Timestamp,
-    TokenReport, TokenState, WorkloadReport,
+    PublicationReport, RegistrationReport, RegistrationState, ReloadReport, ReloadState, Report, State, StoreReport,
+    Timestamp, TokenReport, TokenState, WorkloadReport,
 };
+pub(crate) use snapshot::any_news;
 pub use snapshot::{Status, WorkloadStatus, Workloads};
 
 use crate::{
@@ -77,11 +78,25 @@ pub struct Identity {
     pub anchors: Option<X509Bundle>,
     /// Neither certificate nor token is accepted any more: only a new token file helps.
     pub credentials_dead: bool,
-    /// What has become of the token.
-    pub token: Token,
 }
 
-/// What has become of the bundle's token.
+/// What a restart would find of the identity; written by the loop that looks after the store.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// Serial of the certificate that the store has.
+    pub serial: Option<String>,
+    /// Why it has not the newest.
+    pub trouble: Option<Trouble>,
+}
+
+impl Durable {
+    /// Whether the store has this certificate.
+    pub fn holds(&self, serial: &str) -> bool {
+        self.serial.as_deref() == Some(serial)
+    }
+}
+
+/// What has become of the bundle's token; written by the loop that removes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Token {
     /// It stays where it was put, or has not served yet.
@@ -318,6 +333,10 @@ pub struct Addresses {
 pub struct Facts {
     /// Written by the identity loop.
     pub identity: watch::Receiver<Identity>,
+    /// Written by the loop that looks after the store.
+    pub durable: watch::Receiver<Durable>,
+    /// Written by the loop that removes the token.
+    pub token: watch::Receiver<Token>,
     /// Written by the session loop.
     pub registration: watch::Receiver<Registration>,
     /// Written by the session loop.

@@ -4,11 +4,17 @@
 //! sleeps for long: it sleeps in strides and looks at the wall again.
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
-use std::time::{Duration, SystemTime};
+use std::{
+    sync::atomic::{AtomicI64, Ordering::Relaxed},
+    time::{Duration, SystemTime},
+};
 use tokio::time::Instant;
 
 /// The longest sleep between two looks at the wall clock.
 const STRIDE: Duration = Duration::from_secs(10);
+
+/// What a wall clock may gain or lose on the runtime's by being slewed. More is a step, or a suspended VM.
+const DRIFT: Duration = Duration::from_secs(2);
 
 /// Where the time of day comes from.
 #[derive(Debug, Clone, Copy, Default)]
@@ -16,33 +22,82 @@ pub enum Clock {
     /// The system's wall clock.
     #[default]
     Wall,
-    /// A wall clock that started at the given time at the given moment of the runtime's clock: under paused time it
-    /// moves with it.
-    Simulated(SystemTime, Instant),
+    /// A wall clock that moves with the runtime's, and can be set.
+    Simulated(Simulated),
+}
+
+/// A wall clock for tests: under paused time it moves with the runtime.
+#[derive(Debug, Clone, Copy)]
+pub struct Simulated {
+    start: SystemTime,
+    since: Instant,
+    /// Seconds by which it was set forward or back. It is shared by all copies, and lives as long as the test.
+    stepped: &'static AtomicI64,
 }
 
 impl Clock {
     /// A clock that shows `start` now and moves with the runtime.
     pub fn simulated(start: SystemTime) -> Self {
-        Self::Simulated(start, Instant::now())
+        Self::Simulated(Simulated { start, since: Instant::now(), stepped: Box::leak(Box::default()) })
     }
 
     /// The time of day.
     pub fn now(&self) -> SystemTime {
         match self {
             Self::Wall => SystemTime::now(),
-            Self::Simulated(start, since) => *start + since.elapsed(),
+            Self::Simulated(clock) => {
+                let shown = clock.start + clock.since.elapsed();
+                let stepped = clock.stepped.load(Relaxed);
+                let by = Duration::from_secs(stepped.unsigned_abs());
+                if stepped < 0 { shown - by } else { shown + by }
+            }
+        }
+    }
+
+    /// Sets a simulated clock forward or back by so many seconds, for all who have it.
+    pub fn step(&self, seconds: i64) {
+        if let Self::Simulated(clock) = self {
+            clock.stepped.fetch_add(seconds, Relaxed);
         }
     }
 
     /// Waits until the wall clock shows `deadline`: at most one stride late after a suspend or a step of the clock.
     pub async fn sleep_until(&self, deadline: SystemTime) {
-        while let Ok(left) = deadline.duration_since(self.now()) {
-            if left.is_zero() {
+        self.until(|_| deadline).await;
+    }
+
+    /// Waits until what `due` says of the present time is not in the future. It is asked again at each stride: a clock that
+    /// was set makes other things due.
+    pub async fn until(&self, due: impl Fn(SystemTime) -> SystemTime) {
+        loop {
+            let now = self.now();
+            match due(now).duration_since(now) {
+                Ok(left) if !left.is_zero() => tokio::time::sleep(left.min(STRIDE)).await,
+                _ => return,
+            }
+        }
+    }
+
+    /// Waits so long. A suspend or a step of the clock ends the wait, at most one stride late: what it was for has to be
+    /// decided anew.
+    pub async fn sleep(&self, wait: Duration) {
+        let (begun, shown) = (Instant::now(), self.now());
+        loop {
+            let waited = begun.elapsed();
+            let left = wait.saturating_sub(waited);
+            if left.is_zero() || steps(shown, self.now(), waited) {
                 return;
             }
             tokio::time::sleep(left.min(STRIDE)).await;
         }
+    }
+}
+
+/// Whether a wall clock that has gone from `before` to `now` did not go as the runtime's, which went by `waited`.
+fn steps(before: SystemTime, now: SystemTime, waited: Duration) -> bool {
+    match now.duration_since(before) {
+        Ok(shown) => shown.abs_diff(waited) > DRIFT,
+        Err(back) => back.duration() + waited > DRIFT,
     }
 }
 
@@ -99,6 +154,38 @@ mod tests {
         assert!(clock.now() >= hour && clock.now() < hour + Duration::from_secs(1));
         clock.sleep_until(SystemTime::UNIX_EPOCH).await; // already past: at once
         assert!(clock.now() < hour + Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_of_the_clock_ends_a_wait_within_a_stride() {
+        let minute = Duration::from_secs(60);
+        for by in [86_400, -86_400, 0, 1, -1] {
+            let clock = Clock::simulated(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000));
+            let begun = Instant::now();
+            let step = async {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                clock.step(by);
+            };
+            tokio::join!(clock.sleep(minute), step);
+            match by.abs() {
+                0 | 1 => assert_eq!(begun.elapsed(), minute, "{by}: that is no step"),
+                _ => assert!(begun.elapsed() <= Duration::from_secs(15), "{by}: {:?}", begun.elapsed()),
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_due_is_asked_again_at_each_stride() {
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000);
+        let (clock, begun) = (Clock::simulated(start), Instant::now());
+        // Due in a day, or at once when the clock shows less than the start.
+        let due = |now| if now < start { now } else { start + Duration::from_secs(86_400) };
+        let step = async {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            clock.step(-3600);
+        };
+        tokio::join!(clock.until(due), step);
+        assert!(begun.elapsed() <= Duration::from_secs(70), "{:?}", begun.elapsed());
     }
 
     proptest! {

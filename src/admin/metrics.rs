@@ -44,6 +44,7 @@ pub(super) fn render(report: &Report, dropped: u64) -> String {
     let remaining = gauges("we_agent_certificate_remaining_seconds", "Validity that is left; negative once expired");
     let age = gauges("we_agent_certificate_age_seconds", "Time since the certificate began to be valid");
     let renewal = gauges("we_agent_certificate_renewal_timestamp_seconds", "When the next renewal is due");
+    let durable = gauges("we_agent_certificate_durable", "Whether a restart would find the newest certificate");
     let since = gauges("we_agent_registration_since_timestamp_seconds", "Since when the registration is in its state");
     let identity = gauges("we_agent_identity_state", "1 for the state of the identity, 0 for the others");
     let registration = gauges("we_agent_registration_state", "1 for the state of the registration, 0 for the others");
@@ -70,6 +71,7 @@ pub(super) fn render(report: &Report, dropped: u64) -> String {
             put(&age, of(w), seconds(report.time.0) - seconds(start.0));
         }
         put_time(&renewal, of(w), w.identity.renew_at);
+        put(&durable, of(w), flag(w.identity.store.durable));
         put_time(&since, of(w), w.registration.since);
         put_state(&identity, of(w), w.identity.state);
         put_state(&registration, of(w), w.registration.state);

@@ -7,7 +7,7 @@ use crate::{
     host::Resolver,
     identity::{self, Wanted},
     session,
-    status::{Identity, Located},
+    status::Located,
     time::Clock,
     workload::{Overrides, Workload},
 };
@@ -45,7 +45,7 @@ impl Control {
     pub(super) async fn run(
         self,
         root: Root,
-        identity: watch::Sender<Identity>,
+        facts: identity::Facts,
         mut place: watch::Receiver<Located>,
         post: Post,
         clock: Clock,
@@ -53,7 +53,7 @@ impl Control {
         let Self { workload, control_plane, identity: settings, membership, served } = self;
         let wanted = wanted(&workload, &settings, &root);
         let resolver = Resolver::new(workload.hosts.clone());
-        let credential = Credential { token: workload.token.clone(), identity: identity.subscribe() };
+        let credential = Credential { token: workload.token.clone(), identity: facts.identity.subscribe() };
         let MembershipConfig { enabled, max_bytes } = membership;
         let membership = enabled.then_some(MembershipSettings { max_bytes, served });
         let xds = control_plane.xds;
@@ -61,7 +61,7 @@ impl Control {
             Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, place.clone(), clock));
         let roots = [&workload.ca.roots, &workload.discovery.roots].into_iter().cloned();
         let local = FileWatch::new(workload.token.paths().map(Path::to_owned).chain(roots));
-        let kept = identity::run(control.clone(), wanted, identity, local.clone(), clock, post.stop.clone());
+        let kept = identity::run(control.clone(), wanted, facts, local.clone(), clock, post.stop.clone());
         if workload.registers() {
             let registered = async {
                 // An entry keeps the locality that it was made with.
@@ -87,6 +87,7 @@ pub(super) fn wanted(workload: &Workload, settings: &IdentityConfig, root: &Root
         key: workload.key,
         ttl: workload.ttl,
         min_interval: settings.min_interval,
+        looks: identity::LOOKS,
         root: root.clone(),
         store: store(&workload.name),
         token: workload.token.clone(),

@@ -1,9 +1,12 @@
 //! The writing ends of a workload's facts. They outlive the parts that write them: a part that is replaced goes on where
 //! the one before it was, and no reader takes notice.
 
-use crate::status::{
-    Addresses, Consumers, Health, Identity, InboundCounters, InboundPlace, Located, Membership, Publication,
-    Registration, Reload,
+use crate::{
+    identity,
+    status::{
+        Addresses, Consumers, Durable, Health, Identity, InboundCounters, InboundPlace, Located, Membership,
+        Publication, Registration, Reload, Token,
+    },
 };
 use std::{collections::BTreeMap, sync::Arc};
 use tokio::sync::watch;
@@ -12,6 +15,8 @@ use tokio::sync::watch;
 #[derive(Debug, Default)]
 pub(super) struct Writers {
     pub(super) identity: watch::Sender<Identity>,
+    pub(super) durable: watch::Sender<Durable>,
+    pub(super) token: watch::Sender<Token>,
     pub(super) registration: watch::Sender<Registration>,
     pub(super) membership: watch::Sender<Membership>,
     pub(super) health: watch::Sender<Health>,
@@ -24,6 +29,11 @@ pub(super) struct Writers {
 }
 
 impl Writers {
+    /// Of the loops that own the identity.
+    pub(super) fn kept(&self) -> identity::Facts {
+        identity::Facts { identity: self.identity.clone(), durable: self.durable.clone(), token: self.token.clone() }
+    }
+
     /// Of the publisher of that name.
     pub(super) fn publication(&mut self, name: &str) -> watch::Sender<Publication> {
         self.publications.entry(name.to_owned()).or_default().clone()

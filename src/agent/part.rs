@@ -122,6 +122,8 @@ pub(super) fn facts(writers: &mut Writers, workload: &Workload, settings: &Workl
     let inbounds = inbounds.collect();
     Facts {
         identity: writers.identity.subscribe(),
+        durable: writers.durable.subscribe(),
+        token: writers.token.subscribe(),
         registration: writers.registration.subscribe(),
         membership: writers.membership.subscribe(),
         health: writers.health.subscribe(),
@@ -248,13 +250,7 @@ impl Part {
                     stop,
                     leaving: shared.leaving.clone(),
                 };
-                Box::pin(control.run(
-                    host.root.clone(),
-                    writers.identity.clone(),
-                    writers.located.subscribe(),
-                    post,
-                    clock,
-                ))
+                Box::pin(control.run(host.root.clone(), writers.kept(), writers.located.subscribe(), post, clock))
             }
         })
     }

@@ -8,7 +8,7 @@ use crate::{
     files::{Root, is_denied},
     identity,
     spiffe::SpiffeId,
-    status::{Identity, Trouble},
+    status::Identity,
     time::Clock,
     workload::{HostFacts, Workload},
 };
@@ -50,10 +50,7 @@ pub(super) fn read(
     })?;
     let identity = (known != Some(&workload.id)).then(|| {
         let wanted = control::wanted(&workload, &settings.identity, root);
-        identity::load(&wanted, clock.now()).unwrap_or_else(|error| Identity {
-            trouble: Some(Trouble::met(None, "store", error.to_string(), clock.now())),
-            ..Identity::default()
-        })
+        identity::load(&wanted, clock.now())
     });
     Ok(Read { workload: Arc::new(workload), settings, identity })
 }

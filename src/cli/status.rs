@@ -163,7 +163,7 @@ fn identity(out: &mut String, w: &WorkloadReport, now: Timestamp) {
         let _ = write!(rest, ", renewal {}", relative(renewal, now));
     }
     state(out, "identity", w.identity.state, &rest);
-    w.identity.cause.iter().for_each(|cause| wrong(out, cause));
+    w.identity.cause.iter().chain(&w.identity.store.cause).for_each(|cause| wrong(out, cause));
     match w.identity.token.state {
         TokenState::Kept => {}
         removed @ TokenState::Removed => state(out, "token", removed, ", it has served"),

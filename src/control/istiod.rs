@@ -1,5 +1,6 @@
 //! istiod: its certificate service and its discovery service, on one connection where address and credential allow.
 
+mod accepts;
 mod ads;
 mod ca;
 mod membership;
@@ -17,7 +18,7 @@ use super::{
 use crate::{
     host::Resolver,
     proto::envoy::config::core::v3::Node,
-    spiffe::Csr,
+    spiffe::{Csr, X509Context},
     status::{Addresses, Located},
     time::Clock,
     workload::{
@@ -224,6 +225,10 @@ fn origin(authority: &Authority) -> http::Uri {
 impl ControlPlane for Istiod {
     async fn sign(&self, csr: &Csr, ttl: Duration) -> Result<Signed, Error> {
         ca::sign(self, csr, ttl).await
+    }
+
+    async fn accepts(&self, certificate: &Arc<X509Context>) -> Result<(), Error> {
+        accepts::accepts(self, certificate).await
     }
 
     async fn session(&self, post: &mut Post) -> Result<(), Error> {

@@ -3,12 +3,24 @@
 use crate::time::between;
 use std::time::{Duration, SystemTime};
 
+/// A certificate that lives shorter cannot be renewed in time, whatever we do.
+pub(super) const SHORTEST: Duration = Duration::from_secs(1);
+
 /// The renewal of a certificate that was received at `received` and ends at `not_after`: after half of that time,
-/// ±10 % of it by `draw` (0 to 1), and never sooner than `floor` after the receipt. `NotBefore` plays no part: istiod
-/// backdates it.
-pub(super) fn renew_at(received: SystemTime, not_after: SystemTime, floor: Duration, draw: f64) -> SystemTime {
-    let life = not_after.duration_since(received).unwrap_or_default();
-    received + life.mul_f64(0.45 + 0.1 * draw.clamp(0.0, 1.0)).max(floor)
+/// ±10 % of it by `draw` (0 to 1). `NotBefore` plays no part: istiod backdates it.
+pub(super) fn renew_at(received: SystemTime, not_after: SystemTime, draw: f64) -> SystemTime {
+    received + life(received, not_after).mul_f64(0.45 + 0.1 * draw.clamp(0.0, 1.0))
+}
+
+/// What is left of a certificate when it is received.
+pub(super) fn life(received: SystemTime, not_after: SystemTime) -> Duration {
+    not_after.duration_since(received).unwrap_or_default()
+}
+
+/// The least time between two renewals, whatever the clock does: as configured, but never so long that a certificate with
+/// this `life` would end before it.
+pub(super) fn distance(configured: Duration, life: Duration) -> Duration {
+    configured.min(life / 5)
 }
 
 /// The wait after a failure: `usual`, but never more than a tenth of what is left of a certificate that is still good,
@@ -30,7 +42,7 @@ mod tests {
     fn a_day_is_renewed_around_noon() {
         let received = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
         let day = Duration::from_secs(86_400);
-        let at = |draw| renew_at(received, received + day, Duration::from_secs(10), draw).duration_since(received).ok();
+        let at = |draw| renew_at(received, received + day, draw).duration_since(received).ok();
         assert_eq!(at(0.5), Some(day / 2));
         assert_eq!(at(0.0), Some(day.mul_f64(0.45)));
         assert_eq!(at(1.0), Some(day.mul_f64(0.55)));
@@ -38,12 +50,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn between_the_floor_and_the_end(life in 0u64..10_000_000, floor in 1u64..600, draw in 0.0f64..=1.0) {
+        fn a_certificate_is_renewed_before_its_end_whatever_distance_is_configured(
+            life in 1_000u64..10_000_000_000, configured in 0..=u64::MAX, draw in 0.0f64..=1.0
+        ) {
             let received = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-            let (life, floor) = (Duration::from_secs(life), Duration::from_secs(floor));
-            let at = renew_at(received, received + life, floor, draw);
-            prop_assert!(at >= received + floor);
-            prop_assert!(at <= received + life.mul_f64(0.56) || at == received + floor);
+            let life = Duration::from_millis(life);
+            let at = renew_at(received, received + life, draw);
+            prop_assert!(at >= received + life.mul_f64(0.44) && at <= received + life.mul_f64(0.56));
+            let distance = distance(Duration::from_secs(configured), life);
+            prop_assert!(distance <= Duration::from_secs(configured));
+            // One renewal that the clock brought too early, and the next is still in time.
+            prop_assert!(received + 2 * distance < received + life);
         }
 
         #[test]

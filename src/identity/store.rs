@@ -171,6 +171,18 @@ impl Store {
         Ok(())
     }
 
+    /// Whether a restart would find `current`: its file is there and says what a save would write.
+    pub fn holds(&self, current: &X509Context, anchors: &X509Bundle) -> bool {
+        let suffix = serial_suffix(current);
+        let names = self.dir.names().unwrap_or_default();
+        let text = names
+            .iter()
+            .rev()
+            .find(|name| name.ends_with(&suffix))
+            .and_then(|name| self.dir.read(name, MAX_FILE).ok()?);
+        text.is_some_and(|text| *text == *serialise(current, anchors))
+    }
+
     /// Removes what `names` holds beside the newest generation. The save has succeeded by now: what cannot be removed
     /// is tried again at the next one.
     fn prune(&self, names: &[String], previous: Option<&X509Context>) {

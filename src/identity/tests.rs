@@ -8,6 +8,7 @@ use crate::{
 };
 use std::{
     future::pending,
+    path::Path,
     sync::Mutex,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -21,6 +22,10 @@ const DAY: Duration = Duration::from_secs(86_400);
 #[derive(Debug, Clone)]
 enum Act {
     Issue,
+    /// Certificates that live so long.
+    IssueFor(Duration),
+    /// Certificates that it will not accept.
+    IssueForeign,
     /// Somebody else's certificate.
     Stranger,
     /// An authority's.
@@ -44,7 +49,8 @@ impl ControlPlane for Script {
         let now = self.clock.now();
         let id = if matches!(act, Act::Stranger) { "spiffe://cluster.local/ns/a/sa/b" } else { ID };
         let uris = [id];
-        let leaf = Leaf { not_after: now + ttl, ca: matches!(act, Act::Authority), ..Leaf::new(&uris, now) };
+        let life = if let Act::IssueFor(life) = act { life } else { ttl };
+        let leaf = Leaf { not_after: now + life, ca: matches!(act, Act::Authority), ..Leaf::new(&uris, now) };
         match act {
             Act::Refuse(error) => Err(error),
             Act::Hang => pending().await,
@@ -53,6 +59,13 @@ impl ControlPlane for Script {
                 let vouched = X509Bundle::from_pem(chain.last().unwrap()).unwrap();
                 Ok(Signed { chain, accepted: None, vouched })
             }
+        }
+    }
+
+    async fn accepts(&self, _: &Arc<X509Context>) -> Result<(), Error> {
+        match *self.act.lock().unwrap() {
+            Act::IssueForeign => Err(Error::Invalid("unknown certificate authority".to_owned())),
+            _ => Ok(()),
         }
     }
 
@@ -66,32 +79,65 @@ struct Story {
     script: Arc<Script>,
     clock: Clock,
     fact: watch::Receiver<Identity>,
+    durable: watch::Receiver<Durable>,
+    token: watch::Receiver<Token>,
     stop: CancellationToken,
     running: JoinHandle<()>,
 }
 
+const STORE: &str = "var/lib/we-agent/payments";
+
+fn wanted(host: &TempDir) -> Wanted {
+    Wanted {
+        id: ID.parse().unwrap(),
+        key: KeyKind::EcP256,
+        ttl: DAY,
+        min_interval: Duration::from_secs(10),
+        looks: LOOKS,
+        root: Root::new(host.path()),
+        store: Path::new("/").join(STORE),
+        token: TokenFile { remove: true, ..TokenFile::new(host.path().join("bundle/istio-token")) },
+    }
+}
+
 impl Story {
     fn begin(act: Act) -> Self {
-        let host = tempfile::tempdir().unwrap();
+        Self::begin_with(act, |_| {})
+    }
+
+    fn begin_with(act: Act, prepare: impl FnOnce(&mut Wanted)) -> Self {
         let clock = Clock::simulated(SystemTime::UNIX_EPOCH + Duration::from_secs(1_795_000_000));
+        let host = tempfile::tempdir().unwrap();
+        let mut wanted = wanted(&host);
+        prepare(&mut wanted);
+        // Months pass in these stories, and each look is one at a real disk.
+        wanted.looks = DAY;
+        Self::begin_on(host, wanted, clock, act)
+    }
+
+    fn begin_on(host: TempDir, wanted: Wanted, clock: Clock, act: Act) -> Self {
         let authority = Authority::root("mesh").intermediate("istiod");
         let script = Arc::new(Script { authority, act: Mutex::new(act), asked: AtomicUsize::new(0), clock });
-        let (sender, fact) = watch::channel(Identity::default());
+        let facts = Facts::default();
+        let (fact, durable, token) = (facts.identity.subscribe(), facts.durable.subscribe(), facts.token.subscribe());
         let stop = CancellationToken::new();
-        let token = host.path().join("bundle/istio-token");
-        std::fs::create_dir(host.path().join("bundle")).unwrap();
-        let local = FileWatch::new([token.clone()]);
-        let wanted = Wanted {
-            id: ID.parse().unwrap(),
-            key: KeyKind::EcP256,
-            ttl: DAY,
-            min_interval: Duration::from_secs(10),
-            root: Root::new(host.path()),
-            store: "/var/lib/we-agent/payments".into(),
-            token: TokenFile { remove: true, ..TokenFile::new(token) },
-        };
-        let running = tokio::spawn(run(script.clone(), wanted, sender, local, clock, stop.clone()));
-        Self { host, script, clock, fact, stop, running }
+        std::fs::create_dir_all(host.path().join("bundle")).unwrap();
+        let local = FileWatch::new(wanted.token.paths().map(Path::to_owned));
+        facts.identity.send_replace(load(&wanted, clock.now()));
+        let running = tokio::spawn(run(script.clone(), wanted, facts, local, clock, stop.clone()));
+        Self { host, script, clock, fact, durable, token, stop, running }
+    }
+
+    /// Waits until the store has the newest certificate: how long that took.
+    async fn kept(&mut self) -> Duration {
+        let begun = self.clock.now();
+        let fact = self.fact.clone();
+        let newest = || fact.borrow().current.as_ref().map(|context| context.svid.serial().to_owned());
+        timeout(DAY, self.durable.wait_for(|durable| durable.serial.is_some() && durable.serial == newest()))
+            .await
+            .unwrap()
+            .unwrap();
+        self.clock.now().duration_since(begun).unwrap()
     }
 
     fn act(&self, act: Act) {
@@ -231,20 +277,182 @@ async fn a_token_that_could_not_be_removed_is_removed_before_the_next_renewal() 
     let mode = |path: &PathBuf, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
     fs::write(&token, "served").unwrap();
     mode(&dir, 0o777);
-    let fact = story.until(|fact| fact.current.is_some()).await;
-    assert!(matches!(fact.token, Token::Stays { .. }), "{:?}", fact.token);
+    let stays = |token: &Token| matches!(token, Token::Stays { .. });
+    timeout(DAY, story.token.wait_for(stays)).await.unwrap().unwrap();
     // As "we-agent permit" does it, which the watch sees: the token still has served.
     mode(&token, 0o640);
     tokio::time::sleep(Duration::from_secs(10)).await;
-    assert!(matches!(story.fact.borrow().token, Token::Stays { .. }) && token.exists());
+    assert!(stays(&story.token.borrow()) && token.exists());
     mode(&dir, 0o700);
     let put = story.clock.now();
-    story.until(|fact| fact.token == Token::Removed).await;
+    timeout(DAY, story.token.wait_for(|token| *token == Token::Removed)).await.unwrap().unwrap();
     assert!(!token.exists() && story.clock.now().duration_since(put).unwrap() <= Duration::from_secs(60));
     // The next one is not needed, and is not taken for the one that has served.
     fs::write(&token, "the next").unwrap();
-    story.until(|fact| fact.token == Token::Kept).await;
+    timeout(DAY, story.token.wait_for(|token| *token == Token::Kept)).await.unwrap().unwrap();
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert!(token.exists() && story.asked() == 1);
+    story.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_save_that_failed_is_made_up_for_as_soon_as_it_can_be() {
+    let host = tempfile::tempdir().unwrap();
+    let in_the_way = host.path().join(STORE);
+    std::fs::create_dir_all(in_the_way.parent().unwrap()).unwrap();
+    std::fs::write(&in_the_way, "").unwrap();
+    std::fs::create_dir(host.path().join("bundle")).unwrap();
+    std::fs::write(host.path().join("bundle/istio-token"), "serves").unwrap();
+    let (wanted, clock) = (wanted(&host), Clock::simulated(SystemTime::UNIX_EPOCH + 20_000 * DAY));
+    let mut story = Story::begin_on(host, wanted, clock, Act::Issue);
+    story.certified().await;
+    timeout(DAY, story.durable.wait_for(|durable| durable.trouble.is_some())).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let Durable { serial, trouble } = story.durable.borrow().clone();
+    assert!(serial.is_none() && trouble.unwrap().cause.contains("a restart would lose it"));
+    assert!(story.host.path().join("bundle/istio-token").exists() && story.fact.borrow().trouble.is_none());
+
+    std::fs::remove_file(&in_the_way).unwrap();
+    assert!(story.kept().await <= Duration::from_secs(10));
+    timeout(DAY, story.token.wait_for(|token| *token == Token::Removed)).await.unwrap().unwrap();
+    // What vanishes is saved anew, again and again.
+    for _ in 0..2 {
+        std::fs::remove_dir_all(&in_the_way).unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(std::fs::read_dir(&in_the_way).unwrap().count(), 1);
+    }
+    assert_eq!((story.asked(), story.durable.borrow().trouble.clone()), (1, None));
+    story.end().await;
+}
+
+/// A certificate that was passed over, because the clock was wrong at the boot, and a control plane that lets nobody in.
+#[tokio::test(start_paused = true)]
+async fn a_stored_certificate_is_found_when_the_clock_is_right() {
+    let dead = || Act::Refuse(Error::Dead("the token has expired".to_owned()));
+    for behind in [30 * 86_400, 20_000 * 86_400] {
+        let mut first = Story::begin(Act::Issue);
+        let stored = first.certified().await;
+        first.kept().await;
+        let (clock, host) = (first.clock, std::mem::replace(&mut first.host, tempfile::tempdir().unwrap()));
+        first.end().await;
+
+        clock.step(-behind);
+        let wanted = wanted(&host);
+        let mut story = Story::begin_on(host, wanted, clock, dead());
+        story.until(|fact| fact.credentials_dead).await;
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        clock.step(behind);
+        let set = tokio::time::Instant::now();
+        let fact = story.until(|fact| fact.current.is_some()).await;
+        assert!(set.elapsed() <= Duration::from_secs(15), "{:?}", set.elapsed());
+        assert_eq!(fact.current.unwrap().svid.serial(), stored.svid.serial());
+        assert!(!fact.credentials_dead && fact.trouble.is_none());
+        story.end().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_step_of_the_clock_makes_one_renewal_at_most_and_leaves_no_trouble() {
+    const HOUR: i64 = 3600;
+    for by in [13 * HOUR, 25 * HOUR, 24_000 * HOUR] {
+        let mut story = Story::begin(Act::Issue);
+        let first = story.certified().await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        story.clock.step(by);
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        assert_eq!(story.asked(), 2, "{by}");
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        assert_eq!(story.asked(), 2, "{by}");
+        assert_ne!(story.certified().await.svid.serial(), first.svid.serial());
+        story.end().await;
+    }
+    // Back: the pair stays in use, and nobody is asked.
+    for by in [600, 24 * HOUR, 24 * 365 * HOUR] {
+        let mut story = Story::begin(Act::Issue);
+        let first = story.certified().await;
+        story.clock.step(-by);
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let fact = story.fact.borrow().clone();
+        assert!(fact.trouble.is_none() && fact.valid(story.clock.now()).is_some() && story.asked() == 1);
+        assert_eq!(fact.current.unwrap().svid.serial(), first.svid.serial());
+        story.end().await;
+    }
+    // Forth and back: what was said meanwhile is over when the clock is right again.
+    let mut story = Story::begin(Act::Issue);
+    let first = story.certified().await;
+    story.act(Act::Refuse(Error::Dead("the token has expired".to_owned())));
+    story.clock.step(30 * 24 * HOUR);
+    story.until(|fact| fact.credentials_dead).await;
+    story.clock.step(-30 * 24 * HOUR);
+    let set = tokio::time::Instant::now();
+    let fact = story.until(|fact| fact.trouble.is_none()).await;
+    assert!(set.elapsed() <= Duration::from_secs(15), "{:?}", set.elapsed());
+    assert!(!fact.credentials_dead && fact.current.unwrap().svid.serial() == first.svid.serial());
+    story.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_after_a_failure_ends_when_the_clock_has_moved() {
+    let mut story = Story::begin(refusal(Disposition::Park, "ttl"));
+    story.until(|fact| fact.trouble.is_some()).await;
+    for _ in 0..20 {
+        let asked = story.asked();
+        story.clock.step(3600); // a resumed VM
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        assert_eq!(story.asked(), asked + 1);
+    }
+    story.end().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn short_lives_are_renewed_in_time_or_refused_and_named() {
+    let mut story = Story::begin_with(Act::IssueFor(Duration::from_secs(12)), |wanted| {
+        wanted.min_interval = Duration::from_secs(30);
+    });
+    story.certified().await;
+    for _ in 0..600 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(story.fact.borrow().valid(story.clock.now()).is_some());
+    }
+    assert!(story.asked() <= 130, "{}", story.asked());
+    // What ends at once is not used, and asked for at most as often as certificates may be renewed.
+    for life in [Duration::from_millis(900), Duration::ZERO] {
+        let before = story.fact.borrow().current.clone().unwrap();
+        story.act(Act::IssueFor(life));
+        let fact = story.until(|fact| fact.trouble.is_some()).await;
+        // A certificate has whole seconds.
+        let kind = fact.trouble.unwrap().kind;
+        assert!(kind == "validity" || (kind == "short_lived" && !life.is_zero()), "{kind}");
+        assert_eq!(fact.current.unwrap().svid.serial(), before.svid.serial());
+        let asked = story.asked();
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert!((5..=21).contains(&(story.asked() - asked)), "{life:?}: {}", story.asked() - asked);
+        story.act(Act::IssueFor(Duration::from_secs(12)));
+        story.until(|fact| fact.trouble.is_none()).await;
+    }
+    story.act(Act::IssueFor(Duration::from_secs(100 * 365 * 86_400)));
+    let fact = story.until(|fact| fact.renew_at.is_some_and(|at| at > SystemTime::UNIX_EPOCH + 30_000 * DAY)).await;
+    assert!(fact.trouble.is_none());
+    story.end().await;
+}
+
+/// istiod after a live change of its CA: what it issues, it refuses.
+#[tokio::test(start_paused = true)]
+async fn a_token_stays_until_its_certificate_was_accepted() {
+    let host = tempfile::tempdir().unwrap();
+    let token = host.path().join("bundle/istio-token");
+    std::fs::create_dir(host.path().join("bundle")).unwrap();
+    std::fs::write(&token, "serves").unwrap();
+    let (wanted, clock) = (wanted(&host), Clock::simulated(SystemTime::UNIX_EPOCH + 20_000 * DAY));
+    let mut story = Story::begin_on(host, wanted, clock, Act::IssueForeign);
+    story.certified().await;
+    story.kept().await;
+    let stays = |told: &Token| matches!(told, Token::Stays { cause } if cause.contains("has accepted"));
+    timeout(DAY, story.token.wait_for(stays)).await.unwrap().unwrap();
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(token.exists() && story.asked() == 1);
+    story.act(Act::Issue);
+    timeout(Duration::from_secs(60), story.token.wait_for(|told| *told == Token::Removed)).await.unwrap().unwrap();
+    assert!(!token.exists());
     story.end().await;
 }

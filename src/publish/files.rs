@@ -244,7 +244,7 @@ pub async fn run(
             () = touched(&files, &mut written, &mut looks) => {
                 warn!(dir = %files.path().display(), "the files were removed or changed by somebody, so they are looked after");
             }
-            () = tokio::time::sleep(wait) => {}
+            () = clock.sleep(wait) => {}
         }
     }
 }

@@ -20,10 +20,7 @@ use crate::{
 };
 use look::Stale;
 use std::{sync::Arc, time::Duration};
-use tokio::{
-    sync::{Mutex, watch},
-    time::{Instant, sleep_until},
-};
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -95,12 +92,12 @@ impl Hook {
 
     async fn follow(&self, switches: &mut Switches, turn: &Mutex<()>, fact: &watch::Sender<Reload>, clock: Clock) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        let mut retry: Option<Instant> = None;
+        let mut retry: Option<Duration> = None;
         loop {
             let first = switches.taken().is_none();
             let repeated = tokio::select! {
                 () = switches.news() => false,
-                () = async { sleep_until(retry.unwrap_or_else(Instant::now)).await }, if retry.is_some() => true,
+                () = clock.sleep(retry.unwrap_or_default()), if retry.is_some() => true,
             };
             let held = turn.lock().await;
             // Waiting for the turn, more may have happened: what is taken now is covered by what is done now.
@@ -120,7 +117,7 @@ impl Hook {
             };
             match &outcome {
                 Outcome::Reloaded { .. } => backoff.reset(),
-                Outcome::Failed { .. } | Outcome::Stale(_) => retry = Some(Instant::now() + backoff.next_wait()),
+                Outcome::Failed { .. } | Outcome::Stale(_) => retry = Some(backoff.next_wait()),
                 Outcome::Overtaken => {}
             }
             self.tell(fact, serial, outcome, clock);

@@ -4,7 +4,7 @@
 use super::*;
 use crate::{
     control::Signed,
-    spiffe::Csr,
+    spiffe::{Csr, X509Context},
     status::{Addresses, Health, Membership},
 };
 use std::{collections::VecDeque, future::pending, sync::Mutex, time::SystemTime};
@@ -24,6 +24,10 @@ struct Script {
 impl ControlPlane for Script {
     async fn sign(&self, _: &Csr, _: Duration) -> Result<Signed, Error> {
         pending().await
+    }
+
+    async fn accepts(&self, _: &Arc<X509Context>) -> Result<(), Error> {
+        Ok(())
     }
 
     async fn session(&self, post: &mut Post) -> Result<(), Error> {

@@ -69,6 +69,7 @@ fn troubles(facts: &Facts) -> Vec<(What, String, Trouble)> {
         all.extend(trouble.map(|trouble| (what, format!("{what} {who}"), trouble.clone())));
     };
     add("identity", "", facts.identity.borrow().trouble.as_ref());
+    add("store", "", facts.durable.borrow().trouble.as_ref());
     let registration = facts.registration.borrow();
     add(
         "registration",

@@ -191,9 +191,23 @@ pub struct IdentityReport {
     pub kind: Option<String>,
     /// What is wrong, and the fix.
     pub cause: Option<String>,
+    /// Whether a restart would find it.
+    #[serde(default)]
+    pub store: StoreReport,
     /// What has become of the token.
     #[serde(default)]
     pub token: TokenReport,
+}
+
+/// The store in `/var/lib/we-agent`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct StoreReport {
+    /// Whether it has the newest certificate.
+    pub durable: bool,
+    /// The stable word for what is wrong.
+    pub kind: Option<String>,
+    /// Why not, and the fix.
+    pub cause: Option<String>,
 }
 
 /// The registration.

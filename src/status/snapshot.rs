@@ -97,6 +97,8 @@ fn watched(workloads: &Workloads) -> Vec<Facts> {
     let mut watched: Vec<_> = workloads.list.iter().filter_map(|workload| workload.facts.clone()).collect();
     for facts in &mut watched {
         facts.identity.mark_unchanged();
+        facts.durable.mark_unchanged();
+        facts.token.mark_unchanged();
         facts.registration.mark_unchanged();
         facts.membership.mark_unchanged();
         facts.health.mark_unchanged();
@@ -109,10 +111,13 @@ fn watched(workloads: &Workloads) -> Vec<Facts> {
 }
 
 impl Facts {
-    /// Waits until one of the facts that decide about readiness, or membership, health or address, has changed.
+    /// Waits until one of the facts that decide about readiness, or store, token, membership, health or address, has
+    /// changed.
     pub async fn changed(&mut self) {
         tokio::select! {
             () = news(&mut self.identity) => {}
+            () = news(&mut self.durable) => {}
+            () = news(&mut self.token) => {}
             () = news(&mut self.registration) => {}
             () = news(&mut self.membership) => {}
             () = news(&mut self.health) => {}
@@ -127,11 +132,17 @@ impl Facts {
     async fn failed(&mut self) {
         tokio::select! {
             () = news(&mut self.identity) => {}
+            () = news(&mut self.durable) => {}
             () = news(&mut self.registration) => {}
             () = any(self.publications.iter_mut().map(|published| news(&mut published.fact))) => {}
             () = any(self.reloads.iter_mut().map(|(_, fact)| news(fact))) => {}
         }
     }
+}
+
+/// Waits until one of these facts has changed.
+pub(crate) async fn any_news<T>(facts: &mut [watch::Receiver<T>]) {
+    any(facts.iter_mut().map(news)).await;
 }
 
 /// Waits for one of them; for ever when there is none.

@@ -42,6 +42,17 @@ impl<'a> Daemon<'a> {
         Self::spawn(host, command)
     }
 
+    /// Starts it by another program, which takes its name and arguments as its own last ones and becomes it.
+    pub(crate) fn start_by(host: &'a Host, program: &[&str]) -> Self {
+        let log = host.path("/daemon.log");
+        let output = File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = Command::new(program[0]);
+        command.env_clear().env("WE_AGENT_ROOT", host.path("/")).env("PATH", std::env::var_os("PATH").unwrap());
+        command.args(&program[1..]).args([env!("CARGO_BIN_EXE_we-agent"), "run"]);
+        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output).kill_on_drop(true);
+        Self::spawn(host, command)
+    }
+
     /// Starts it as `command` says, which is also where it writes to.
     pub(crate) fn spawn(host: &'a Host, mut command: Command) -> Self {
         Self { host, child: command.spawn().unwrap(), log: host.path("/daemon.log") }

@@ -6,7 +6,7 @@ use crate::{
     support::{Host, SOON},
 };
 use std::{fs, time::Duration};
-use we_agent::status::{IdentityState, RegistrationState};
+use we_agent::status::{IdentityState, RegistrationState, WorkloadReport};
 use we_lab::{Credential, Event, Group, Lab, LabBuilder, Outcome, What};
 
 pub(crate) const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments-sa";
@@ -141,7 +141,9 @@ async fn roots_change_online() {
     // The operator's file knows the old root only. istiod signs with the new one at once, but goes on to accept
     // certificates of the old one only, until it is restarted.
     lab.ca().rotate_root(true).unwrap();
-    agent.until("payments", "refused", |w| w.identity.state == IdentityState::Refused).await;
+    let refused =
+        |w: &WorkloadReport| w.identity.state == IdentityState::Refused && w.files[0].serial == w.identity.serial;
+    agent.until("payments", "refused, and published all the same", refused).await;
     let roots = |pair: std::sync::Arc<we_agent::spiffe::X509Context>| pair.bundle.roots().count();
     assert!(published::is_good(&dir, ID));
     assert_eq!(published::pair(&dir, ID).map(roots), Some(2), "consumers trust both roots");

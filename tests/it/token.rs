@@ -12,7 +12,7 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     time::Duration,
 };
-use we_agent::status::{IdentityState, TokenState};
+use we_agent::status::{IdentityState, TokenState, WorkloadReport};
 use we_lab::{Fault, Lab};
 
 fn host(lab: &Lab) -> Host {
@@ -30,16 +30,15 @@ async fn it_goes_when_it_has_served_and_so_does_the_next_one() {
     let w = agent.until("payments", "refused", |w| w.identity.cause.is_some()).await;
     assert_eq!((w.identity.token.state, host.path(TOKEN).exists()), (TokenState::Kept, true));
     lab.heal_all();
-    let w = agent.ready("payments").await;
-    assert_eq!(w.identity.token.state, TokenState::Removed, "{w:#?}");
+    agent.until("payments", "removed", |w| w.ready && w.identity.token.state == TokenState::Removed).await;
     assert!(!host.path(TOKEN).exists());
     let uid_before = uid(&lab);
     agent.stop().await;
 
     // The restart needs none, and a token that is not needed stays.
     let mut agent = host.start().await;
-    let w = agent.ready("payments").await;
-    assert_eq!((w.identity.token.state, uid(&lab)), (TokenState::Removed, uid_before));
+    agent.until("payments", "gone", |w| w.ready && w.identity.token.state == TokenState::Removed).await;
+    assert_eq!(uid(&lab), uid_before);
     fs::write(host.path(TOKEN), lab.token("vms", "payments-sa", Duration::from_secs(600)).unwrap()).unwrap();
     agent.until("payments", "kept", |w| w.identity.token.state == TokenState::Kept).await;
     agent.stop().await;
@@ -53,8 +52,8 @@ async fn it_goes_when_it_has_served_and_so_does_the_next_one() {
     let cause = w.cause.unwrap();
     assert!(cause.contains("there is no token") && cause.contains("make a new bundle with istioctl"), "{cause}");
     fs::write(host.path(TOKEN), lab.token("vms", "payments-sa", Duration::from_secs(600)).unwrap()).unwrap();
-    let w = agent.ready("payments").await;
-    assert_eq!((w.identity.token.state, host.path(TOKEN).exists()), (TokenState::Removed, false));
+    agent.until("payments", "removed again", |w| w.ready && w.identity.token.state == TokenState::Removed).await;
+    assert!(!host.path(TOKEN).exists());
     agent.stop().await;
 }
 
@@ -66,10 +65,37 @@ async fn what_is_not_durable_keeps_its_token() {
     fs::create_dir_all(host.path("/var/lib/we-agent")).unwrap();
     fs::write(host.path("/var/lib/we-agent/payments"), "").unwrap();
     let mut agent = host.start().await;
-    let w = agent.until("payments", "valid", |w| w.identity.state == IdentityState::Valid).await;
-    assert!(w.identity.cause.as_deref().unwrap().contains("a restart would lose it"), "{w:#?}");
+    let lost =
+        |w: &WorkloadReport| w.identity.store.cause.as_ref().is_some_and(|c| c.contains("a restart would lose it"));
+    let w = agent.until("payments", "not durable", |w| w.ready && lost(w)).await;
+    assert_eq!((w.identity.state, w.identity.cause, w.identity.store.durable), (IdentityState::Valid, None, false));
     assert_eq!((w.identity.token.state, host.path(TOKEN).exists()), (TokenState::Kept, true));
+    fs::remove_file(host.path("/var/lib/we-agent/payments")).unwrap();
+    let w = agent.until("payments", "durable", |w| w.identity.token.state == TokenState::Removed).await;
+    assert!(w.identity.store.durable && w.identity.store.cause.is_none(), "{w:#?}");
     agent.stop().await;
+}
+
+/// After a live change of its CA istiod issues what it refuses: only the token still opens the door.
+#[tokio::test]
+async fn a_certificate_that_is_refused_keeps_its_token() {
+    for no_alert in [false, true] {
+        let lab = lab().ttl(Duration::from_secs(3600)).spawn().await.unwrap();
+        lab.inject(Fault::RefuseNewCertificate);
+        if no_alert {
+            lab.inject(Fault::LoseAlerts);
+        }
+        let host = host(&lab);
+        let mut agent = host.start().await;
+        let w = agent.until("payments", "stays", |w| w.identity.token.state == TokenState::Stays).await;
+        let cause = w.identity.token.cause.unwrap();
+        assert!(cause.contains("when the control plane has accepted the certificate"), "{cause}");
+        assert!(host.path(TOKEN).exists() && w.identity.store.durable);
+        lab.heal_all();
+        agent.until("payments", "removed", |w| w.identity.token.state == TokenState::Removed).await;
+        assert!(!host.path(TOKEN).exists());
+        agent.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -3,10 +3,11 @@
 use super::{
     AddressReport, CandidateReport, ConsumerReport, ConsumerState, HealthReport, HealthState, IdentityReport,
     IdentityState, InboundRefusal, InboundReport, LatencyReport, MembershipReport, MembershipState, PublicationReport,
-    RegistrationReport, RegistrationState, ReloadReport, ReloadState, Timestamp, TokenReport, WorkloadReport,
+    RegistrationReport, RegistrationState, ReloadReport, ReloadState, StoreReport, Timestamp, TokenReport,
+    WorkloadReport,
 };
 use crate::status::{
-    Addresses, Consumer, HANDSHAKE_BOUNDS, Health, Identity, Inbound, InboundPlace, Membership, Published,
+    Addresses, Consumer, Durable, HANDSHAKE_BOUNDS, Health, Identity, Inbound, InboundPlace, Membership, Published,
     Registration, Reload, Selection, Trouble, WorkloadStatus,
 };
 use std::{sync::atomic::Ordering::Relaxed, time::SystemTime};
@@ -38,6 +39,8 @@ impl WorkloadReport {
         if let Some(facts) = &workload.facts {
             let registration = facts.registration.borrow();
             report.identity = IdentityReport::of(&facts.identity.borrow(), &registration, now);
+            report.identity.store = StoreReport::of(&facts.durable.borrow(), report.identity.serial.as_deref());
+            report.identity.token = TokenReport::of(&facts.token.borrow());
             report.registration = RegistrationReport::of(&registration);
             if !workload.registers {
                 report.registration.cause = Some(NOBODY_ASKED.to_owned());
@@ -102,7 +105,7 @@ impl IdentityReport {
         };
         let refusal = refusal.filter(|trouble| trouble.kind == Trouble::NEW_CERTIFICATE_REFUSED);
         let state = match &identity.current {
-            _ if identity.credentials_dead => IdentityState::Dead,
+            _ if identity.credentials_dead && identity.valid(now).is_none() => IdentityState::Dead,
             None => IdentityState::None,
             Some(_) if identity.valid(now).is_none() => IdentityState::Expired,
             Some(_) if refusal.is_some() => IdentityState::Refused,
@@ -117,7 +120,17 @@ impl IdentityReport {
             renew_at: identity.renew_at.map(Timestamp),
             kind: kind(identity.trouble.as_ref().or(refusal)),
             cause: cause(identity.trouble.as_ref().or(refusal)),
-            token: TokenReport::of(&identity.token),
+            ..Self::default()
+        }
+    }
+}
+
+impl StoreReport {
+    fn of(durable: &Durable, newest: Option<&str>) -> Self {
+        Self {
+            durable: newest.is_some_and(|serial| durable.holds(serial)),
+            kind: kind(durable.trouble.as_ref()),
+            cause: cause(durable.trouble.as_ref()),
         }
     }
 }
@@ -255,6 +268,7 @@ impl InboundReport {
         let (address, cause) = match inbound.place.borrow().clone() {
             InboundPlace::Absent => (None, None),
             InboundPlace::Bound(address) => (Some(address), None),
+            InboundPlace::Deaf { at, cause } => (Some(at), Some(cause)),
             InboundPlace::Failed(cause) => (None, Some(cause)),
         };
         let (classes, micros) = counters.latency();

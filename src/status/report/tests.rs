@@ -40,6 +40,8 @@ fn trouble(kind: &'static str, cause: &str) -> Trouble {
 /// The writing ends, with the workload that reads them.
 struct Writers {
     identity: watch::Sender<Identity>,
+    durable: watch::Sender<Durable>,
+    token: watch::Sender<Token>,
     registration: watch::Sender<Registration>,
     membership: watch::Sender<Membership>,
     health: watch::Sender<Health>,
@@ -51,6 +53,8 @@ struct Writers {
 
 fn payments() -> Writers {
     let (identity, i) = watch::channel(Identity::default());
+    let (durable, d) = watch::channel(Durable::default());
+    let (token, t) = watch::channel(Token::default());
     let (registration, r) = watch::channel(Registration::default());
     let (membership, m) = watch::channel(Membership::default());
     let (health, h) = watch::channel(Health::default());
@@ -62,6 +66,8 @@ fn payments() -> Writers {
     let consumers = watch::channel(Consumers::default()).1;
     let facts = Facts {
         identity: i,
+        durable: d,
+        token: t,
         registration: r,
         membership: m,
         health: h,
@@ -79,7 +85,7 @@ fn payments() -> Writers {
         ignored: vec!["ISTIO_META_DNS_CAPTURE".to_owned()],
         facts: Some(facts),
     };
-    Writers { identity, registration, membership, health, addresses, files, reload, workload }
+    Writers { identity, durable, token, registration, membership, health, addresses, files, reload, workload }
 }
 
 fn broken() -> WorkloadStatus {
@@ -114,7 +120,8 @@ fn identity_has_five_states() {
         (S::Valid, &current, false, &registered(Some(other)), 2),
         (S::Refused, &current, false, &registered(Some(refused.clone())), 2),
         (S::Expired, &current, false, &registered(Some(refused)), 1000),
-        (S::Dead, &current, true, &absent, 2),
+        (S::Dead, &current, true, &absent, 1000),
+        (S::Valid, &current, true, &absent, 2),
         (S::Dead, &None, true, &absent, 2),
     ] {
         let identity = Identity { current: current.clone(), credentials_dead: dead, ..Identity::default() };
@@ -221,8 +228,9 @@ fn json_has_the_documented_words_and_reads_back() {
     w.identity.send_modify(|i| {
         i.current = Some(context());
         i.renew_at = Some(at(500));
-        i.token = Token::Stays { cause: "let us write there".to_owned() };
     });
+    w.token.send_replace(Token::Stays { cause: "let us write there".to_owned() });
+    w.durable.send_replace(Durable { serial: None, trouble: Some(trouble("disk_full", "free some space there")) });
     w.registration.send_replace(registered(None));
     let selection = Selection {
         services: vec!["payments.vms.svc.cluster.local:80".to_owned()],
@@ -252,6 +260,7 @@ fn json_has_the_documented_words_and_reads_back() {
             "identity": {
                 "state": "valid", "serial": serial, "not_before": "1970-01-01T00:00:00Z",
                 "not_after": "1970-01-01T00:16:40Z", "renew_at": "1970-01-01T00:08:20Z", "kind": null, "cause": null,
+                "store": { "durable": false, "kind": "disk_full", "cause": "free some space there" },
                 "token": { "state": "stays", "cause": "let us write there" },
             },
             "registration": {
@@ -347,8 +356,10 @@ async fn every_fact_wakes_whoever_waits_and_nothing_else_does() {
     let soon = Duration::from_secs(5);
     let quiet = Duration::from_millis(20);
     tokio::time::timeout(soon, status.changed()).await.unwrap();
-    let news: [&dyn Fn(); 6] = [
+    let news: [&dyn Fn(); 8] = [
         &|| w.identity.send_modify(|_| {}),
+        &|| w.durable.send_modify(|_| {}),
+        &|| w.token.send_modify(|_| {}),
         &|| w.registration.send_modify(|_| {}),
         &|| w.membership.send_modify(|_| {}),
         &|| w.health.send_modify(|_| {}),

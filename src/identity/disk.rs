@@ -1,0 +1,180 @@
+//! The store's disk, and the loop that looks after what is on it. A disk may be full, read-only, gone or hang, and heal
+//! again; the certificate is to survive a restart as soon as it can.
+
+use super::{Loaded, PassedOver, Store, Wanted};
+use crate::{
+    files::{DirError, Root},
+    spiffe::SpiffeId,
+    status::{self, Durable, Identity, Trouble},
+    time::{Backoff, Clock},
+};
+use std::{
+    collections::BTreeSet,
+    panic::resume_unwind,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, SystemTime},
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+/// How long anybody waits for the disk. What it was asked for goes on aside.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The disk with the store of one workload. One thing at a time is done on it, off the event loop, so that one that hangs
+/// holds one thread and no more.
+#[derive(Debug, Clone)]
+pub(super) struct Disk {
+    root: Root,
+    dir: PathBuf,
+    id: SpiffeId,
+    /// From one look at the store to the next.
+    every: Duration,
+    turn: Arc<Semaphore>,
+    /// What was said of files that are passed over.
+    said: Arc<Mutex<BTreeSet<String>>>,
+}
+
+/// What [`Disk::ensure`] met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Met {
+    /// There is no certificate to be kept, and the store can be used.
+    Nothing,
+    /// The store had it.
+    Held,
+    /// The store had it not, and has it now.
+    Saved,
+}
+
+impl Disk {
+    /// Where `wanted` says. Nothing is touched yet.
+    pub(super) fn new(wanted: &Wanted) -> Self {
+        Self {
+            root: wanted.root.clone(),
+            dir: wanted.store.clone(),
+            id: wanted.id.clone(),
+            every: wanted.looks,
+            turn: Arc::new(Semaphore::new(1)),
+            said: Arc::default(),
+        }
+    }
+
+    /// What `act` makes of the store; none when the disk does not answer in time.
+    async fn with<T: Send + 'static>(
+        &self,
+        act: impl FnOnce(Store) -> Result<T, DirError> + Send + 'static,
+    ) -> Option<Result<T, DirError>> {
+        let done = async {
+            let turn = self.turn.clone().acquire_owned().await.ok()?;
+            let (root, dir) = (self.root.clone(), self.dir.clone());
+            let acting = spawn_blocking(move || {
+                let _turn = turn;
+                Store::open(&root, dir).and_then(act)
+            });
+            match acting.await {
+                Ok(done) => Some(done),
+                // A bug stays a bug, wherever it ran.
+                Err(error) => error.try_into_panic().map_or(None, |panic| resume_unwind(panic)),
+            }
+        };
+        timeout(PATIENCE, done).await.ok().flatten()
+    }
+
+    /// What a restart would find at `now`; none when nothing can be read. What is passed over is said once.
+    pub(super) async fn read(&self, now: SystemTime) -> Option<Loaded> {
+        let id = self.id.clone();
+        let loaded = self.with(move |store| store.load(&id, now)).await?.ok()?;
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        for PassedOver { file, reason } in &loaded.passed_over {
+            if said.insert(file.clone()) {
+                info!(%file, cause = %reason, "a stored certificate is not used");
+            }
+        }
+        Some(loaded)
+    }
+
+    /// Sees to it that the store has the certificate of `identity`; none when the disk does not answer in time.
+    pub(super) async fn ensure(&self, identity: &Identity) -> Option<Result<Met, DirError>> {
+        let Identity { current, previous, anchors, .. } = identity.clone();
+        self.with(move |store| {
+            let Some(current) = current else { return Ok(Met::Nothing) };
+            let anchors = anchors.unwrap_or_else(|| current.bundle.clone());
+            if store.holds(&current, &anchors) {
+                return Ok(Met::Held);
+            }
+            store.save(&current, previous.as_deref(), &anchors).map(|()| Met::Saved)
+        })
+        .await
+    }
+
+    /// Compares the store with the newest certificate, again and again, and writes `fact`, whose only writer it is.
+    pub(super) async fn keep(
+        &self,
+        mut identity: watch::Receiver<Identity>,
+        fact: watch::Sender<Durable>,
+        clock: Clock,
+        shutdown: &CancellationToken,
+    ) {
+        let mut backoff = Backoff::new(Duration::from_millis(500), self.every.min(PATIENCE * 4));
+        loop {
+            let wanted = identity.borrow_and_update().clone();
+            let met = self.ensure(&wanted).await;
+            let wait = match &met {
+                Some(Ok(_)) => {
+                    backoff.reset();
+                    self.every
+                }
+                _ => backoff.next_wait(),
+            };
+            let news = self.durable(&wanted, met, &fact.borrow(), clock.now());
+            status::tell(&fact, news);
+            tokio::select! {
+                () = clock.sleep(wait) => {}
+                Ok(()) = identity.changed() => {}
+                () = shutdown.cancelled() => return,
+            }
+        }
+    }
+
+    /// What is to be told of the store. It says in the journal what is news.
+    fn durable(
+        &self,
+        identity: &Identity,
+        met: Option<Result<Met, DirError>>,
+        before: &Durable,
+        now: SystemTime,
+    ) -> Durable {
+        let serial = identity.current.as_ref().map(|context| context.svid.serial().to_owned());
+        let (kind, error) = match met {
+            Some(Ok(met)) => {
+                if before.trouble.is_some() {
+                    info!(dir = %self.root.path(&self.dir).display(), "certificates are kept again");
+                } else if met == Met::Saved && before.serial == serial {
+                    warn!(dir = %self.root.path(&self.dir).display(), "the stored certificate was gone or another, and is saved anew");
+                }
+                return Durable { serial, trouble: None };
+            }
+            Some(Err(error)) => (error.kind(), error.to_string()),
+            None => {
+                let (dir, bound) = (self.root.path(&self.dir), humantime::format_duration(PATIENCE));
+                ("disk_hangs", format!("{} does not answer within {bound}: see what its disk waits for", dir.display()))
+            }
+        };
+        let cause = match serial {
+            Some(_) => format!("the certificate is in use, but a restart would lose it: {error}"),
+            None => format!("a certificate could not be kept: {error}"),
+        };
+        let trouble = Trouble::met(before.trouble.as_ref(), kind, cause, now);
+        match trouble.times {
+            1 => warn!(cause = trouble.cause, kind, "the store fails, tried again"),
+            _ => debug!(cause = trouble.cause, kind, "the store still fails"),
+        }
+        let serial = before.serial.clone().filter(|_| before.serial == serial && kind == "disk_hangs");
+        Durable { serial, trouble: Some(trouble) }
+    }
+}
