@@ -16,7 +16,7 @@ pub use dial::Detour;
 
 use crate::{
     command::Commands,
-    status::{Addresses, Health},
+    status::{Addresses, Health, InboundPlace, any_news},
     workload::ReadinessProbe,
 };
 use prober::Prober;
@@ -71,14 +71,20 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let Some(probe) = probe else { return shutdown.cancelled().await };
+    let places: Vec<_> = settings.detours.iter().map(|detour| detour.place.clone()).collect();
     match Prober::new(&probe, settings) {
         Ok(prober) => {
-            let (prober, addresses) = (&prober, &addresses);
+            let (prober, addresses, listeners) = (&prober, &addresses, &places);
             let attempt = || async move {
+                // Our listener stands in front of the application: who cannot serve is not well.
+                let unserved = |place: &watch::Receiver<InboundPlace>| place.borrow().unserved().map(Unhealthy::new);
+                if let Some(cause) = listeners.iter().find_map(unserved) {
+                    return Err(cause);
+                }
                 let primary = addresses.borrow().primary;
                 prober.probe(primary).await
             };
-            shutdown.run_until_cancelled(keep_verdict(&probe, attempt, &fact)).await;
+            shutdown.run_until_cancelled(keep_verdict(&probe, attempt, places.clone(), &fact)).await;
         }
         Err(cause) => {
             warn!(%cause, "health cannot be probed");
@@ -88,9 +94,13 @@ pub async fn run(
     }
 }
 
-/// The loop itself; `attempt` is one probe.
-async fn keep_verdict<A, F>(probe: &ReadinessProbe, mut attempt: A, fact: &watch::Sender<Health>)
-where
+/// The loop itself; `attempt` is one probe. A change of the `places` does not wait for the next tick.
+async fn keep_verdict<A, F>(
+    probe: &ReadinessProbe,
+    mut attempt: A,
+    mut places: Vec<watch::Receiver<InboundPlace>>,
+    fact: &watch::Sender<Health>,
+) where
     A: FnMut() -> F,
     F: Future<Output = Result<(), Unhealthy>>,
 {
@@ -108,7 +118,10 @@ where
             say(&verdict);
             fact.send_replace(verdict);
         }
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = any_news(&mut places) => {}
+        }
         outcome = attempt().await;
     }
 }

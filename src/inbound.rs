@@ -32,6 +32,7 @@ use crate::{
 use keys::{Guard, Keys};
 use refusal::Journal;
 use std::{
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant, SystemTime},
 };
@@ -40,6 +41,8 @@ use tokio_util::sync::CancellationToken;
 
 /// From one look whether all connections have ended to the next.
 const LOOK: Duration = Duration::from_millis(20);
+/// From one look at an identity that is not valid to the next.
+const LATER: Duration = Duration::from_secs(3600);
 /// What the last connections may be late.
 const LATE: Duration = Duration::from_millis(200);
 
@@ -108,7 +111,12 @@ impl Listener {
     /// Serves until `stop`, then hands the socket on and lets the connections end.
     pub async fn run(self, mut identity: watch::Receiver<Identity>, clock: Clock, stop: CancellationToken) {
         let Self { mut place, settings, threads, fact, counters } = self;
-        let Some(listener) = stop.run_until_cancelled(place.listen(&fact)).await else { return };
+        let Some((listener, at)) = stop.run_until_cancelled(place.listen(&fact)).await else { return };
+        // What waits at the socket is not to be refused for want of a certificate that is only not read yet.
+        let known = async { identity.wait_for(Identity::is_known).await.is_ok() };
+        if stop.run_until_cancelled(known).await != Some(true) {
+            return;
+        }
         let guard = Arc::new(Guard::new(&settings));
         let (keys, receiver) = watch::channel(keys_of(&identity.borrow_and_update(), &guard, clock.now()));
         let (phase, told) = watch::channel(Phase::Serving);
@@ -124,16 +132,15 @@ impl Listener {
         let spare = listener.try_clone();
         let accepting = threads.run(accept::run(listener, shared, threads.clone(), stop.clone()));
         loop {
+            let (known, now) = (identity.borrow_and_update().clone(), clock.now());
+            tell(&fact, place_of(at, &known, keys.borrow().is_some(), now));
+            let valid = known.valid(now).is_some();
             tokio::select! {
-                changed = identity.changed() => {
-                    if changed.is_err() {
-                        stop.cancelled().await;
-                        break;
-                    }
-                    keys.send_replace(keys_of(&identity.borrow_and_update(), &guard, clock.now()));
-                }
+                Ok(()) = identity.changed() => {}
+                () = clock.until(|now| next_look(&known, valid, now)) => {}
                 () = stop.cancelled() => break,
             }
+            keys.send_replace(keys_of(&identity.borrow(), &guard, clock.now()));
         }
         let _ = accepting.await; // it ends by itself
         if let Ok(listener) = spare {
@@ -146,6 +153,27 @@ impl Listener {
         while counters.open.load(Ordering::Relaxed) > 0 && Instant::now() < until + LATE {
             tokio::time::sleep(LOOK).await;
         }
+    }
+}
+
+/// Where it listens, and whether it can serve there: without a certificate that is `usable` every call of the mesh is refused.
+fn place_of(at: SocketAddr, identity: &Identity, usable: bool, now: SystemTime) -> InboundPlace {
+    let lack = match &identity.current {
+        _ if usable && identity.valid(now).is_some() => return InboundPlace::Bound(at),
+        None => "there is no certificate yet",
+        Some(context) if context.svid.not_after() <= now => "the certificate has expired",
+        Some(_) => "the certificate cannot be used",
+    };
+    InboundPlace::Deaf { at, cause: format!("{lack}, so every call of the mesh is refused at {at}") }
+}
+
+/// When it is to be looked whether the certificate still is what it was: at its end; while none is valid, from time to time,
+/// for the clock may be set.
+fn next_look(identity: &Identity, valid: bool, now: SystemTime) -> SystemTime {
+    match &identity.current {
+        _ if identity.valid(now).is_some() != valid => now,
+        Some(context) if valid => context.svid.not_after(),
+        _ => now + LATER,
     }
 }
 

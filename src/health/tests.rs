@@ -47,7 +47,7 @@ async fn play(script: &[(u64, bool)]) -> (Vec<u64>, Vec<(u64, bool)>) {
         }
     };
     tokio::select! {
-        () = keep_verdict(&probe, attempt, &fact) => {}
+        () = keep_verdict(&probe, attempt, Vec::new(), &fact) => {}
         () = watching => {}
         () = sleep(Duration::from_secs(1000)) => {}
     }
@@ -67,6 +67,37 @@ async fn an_overrun_tick_fires_at_once_and_only_once() {
     // The second probe takes 32 s: the ticks at 22, 32 and 42 become one at 44, the next is on the old beat.
     let (starts, _) = play(&[(0, true), (32, true), (0, true), (0, true)]).await;
     assert_eq!(starts, [2, 12, 44, 52]);
+}
+
+/// A port that we cannot serve is no endpoint, whatever the application says, and that is said within no time.
+#[tokio::test]
+async fn a_listener_that_cannot_serve_makes_the_workload_unhealthy() {
+    const SLOW: Duration = Duration::from_secs(3600);
+    let (fact, mut seen) = watch::channel(Health::Unknown);
+    let (place, told) = watch::channel(InboundPlace::Absent);
+    let at = "127.0.0.1:1".parse().unwrap();
+    let to = crate::host::Local::Tcp("127.0.0.1:2".parse().unwrap());
+    let detours = vec![Detour { listen: (None, 1), place: told, to, proxy_header: false }];
+    let settings = ProbeSettings { allow_exec: true, detours, ..ProbeSettings::default() };
+    let (_addresses, addresses) = watch::channel(Addresses::default());
+    let shutdown = CancellationToken::new();
+    let probe = ReadinessProbe { period: SLOW, initial_delay: Duration::ZERO, ..probe(exec("true")) };
+    let running = tokio::spawn(run(Some(probe), settings, addresses, fact, shutdown.clone()));
+    seen.wait_for(|health| *health == Health::Healthy).await.unwrap();
+    for news in [
+        InboundPlace::Deaf { at, cause: "the certificate has expired".to_owned() },
+        InboundPlace::Failed("cannot listen on port 1".to_owned()),
+    ] {
+        let cause = news.unserved().unwrap().to_owned();
+        place.send_replace(news);
+        let changed = Instant::now();
+        seen.wait_for(|health| matches!(health, Health::Unhealthy { message } if *message == cause)).await.unwrap();
+        place.send_replace(InboundPlace::Bound(at));
+        seen.wait_for(|health| *health == Health::Healthy).await.unwrap();
+        assert!(changed.elapsed() < SLOW / 2, "{:?}", changed.elapsed());
+    }
+    shutdown.cancel();
+    running.await.unwrap();
 }
 
 #[tokio::test]
@@ -94,7 +125,7 @@ async fn an_initial_delay_is_told_with_its_end() {
         seen.wait_for(|health| *health == Health::Healthy).await.unwrap();
     };
     tokio::select! {
-        () = keep_verdict(&probe, || async { Ok(()) }, &fact) => {}
+        () = keep_verdict(&probe, || async { Ok(()) }, Vec::new(), &fact) => {}
         () = watching => {}
     }
 }

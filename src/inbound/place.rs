@@ -73,8 +73,8 @@ impl Place {
         }
     }
 
-    /// The socket; tries until it is there.
-    pub(super) async fn listen(&mut self, fact: &watch::Sender<InboundPlace>) -> TcpListener {
+    /// The socket and its address; tries until it is there.
+    pub(super) async fn listen(&mut self, fact: &watch::Sender<InboundPlace>) -> (TcpListener, SocketAddr) {
         let mut backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(10));
         loop {
             let got = match self.inherited.take() {
@@ -84,8 +84,7 @@ impl Place {
             match got.and_then(|listener| Ok((listener.local_addr()?, listener))) {
                 Ok((address, listener)) => {
                     tracing::info!(%address, "listening for the mesh");
-                    tell(fact, InboundPlace::Bound(address));
-                    return listener;
+                    return (listener, address);
                 }
                 Err(error) => {
                     if error.kind() == io::ErrorKind::AddrInUse && self.port != 0 {

@@ -41,8 +41,25 @@ pub enum InboundPlace {
     Absent,
     /// It listens.
     Bound(SocketAddr),
+    /// It listens, but can serve nobody at present.
+    Deaf {
+        /// Where.
+        at: SocketAddr,
+        /// Why.
+        cause: String,
+    },
     /// It cannot listen; tried again. Cause and fix.
     Failed(String),
+}
+
+impl InboundPlace {
+    /// Why nobody who calls there is served: then nobody shall be sent there.
+    pub fn unserved(&self) -> Option<&str> {
+        match self {
+            Self::Absent | Self::Bound(_) => None,
+            Self::Deaf { cause, .. } | Self::Failed(cause) => Some(cause),
+        }
+    }
 }
 
 /// Everything that is counted for one listener.

@@ -6,6 +6,7 @@ mod abuse;
 mod callers;
 mod client;
 mod envoy;
+mod lacking;
 mod mesh;
 mod renegotiation;
 mod restart;
