@@ -9,7 +9,7 @@ mod resolver;
 mod route;
 mod signal;
 
-pub use limit::raise_descriptor_limit;
+pub use limit::{descriptor_limit, raise_descriptor_limit};
 pub use local::{Local, LocalStream};
 pub use orphans::reap_orphans;
 pub use peer::{Account, Allow, Peer, user_name};

@@ -112,10 +112,8 @@ impl Listener {
     pub async fn run(self, mut identity: watch::Receiver<Identity>, clock: Clock, stop: CancellationToken) {
         let Self { mut place, settings, threads, fact, counters } = self;
         let Some((listener, at)) = stop.run_until_cancelled(place.listen(&fact)).await else { return };
-        // What waits at the socket is not to be refused for want of a certificate that is only not read yet.
-        let known = async { identity.wait_for(Identity::is_known).await.is_ok() };
-        if stop.run_until_cancelled(known).await != Some(true) {
-            return;
+        if let Some(shortage) = threads.shortage(settings.max_connections) {
+            tracing::warn!("{shortage}");
         }
         let guard = Arc::new(Guard::new(&settings));
         let (keys, receiver) = watch::channel(keys_of(&identity.borrow_and_update(), &guard, clock.now()));

@@ -27,6 +27,7 @@ pub(super) async fn run(listener: TcpListener, shared: Arc<Shared>, threads: Thr
         };
         let mut warnings = Throttle::default();
         loop {
+            threads.vacancy().await;
             // The connection leaves this thread's runtime again: most of them live on another.
             match listener.accept().await.and_then(|(stream, from)| Ok((stream.into_std()?, from))) {
                 Ok((stream, from)) => admit(stream, from, &shared, &threads),
@@ -47,10 +48,12 @@ fn admit(stream: TcpStream, from: SocketAddr, shared: &Arc<Shared>, threads: &Th
     let most = shared.settings.max_connections;
     // Who has not shaken hands yet gives way to who might: strangers must not use up what the mesh needs. The evicted goes in
     // a moment, so there is one more until then.
-    if shared.counters.open.load(Relaxed) >= most && !shared.admission.evict() {
+    let full = shared.counters.open.load(Relaxed) >= most || threads.are_full();
+    if full && !shared.admission.evict() {
+        let open = shared.counters.open.load(Relaxed);
         let refusal = Refusal::new(
             InboundRefusal::TooMany,
-            format!("{most} connections are open already (maxConnections); closed at once"),
+            format!("{open} connections are open already (maxConnections, or the limit on open files); closed at once"),
         );
         shared.counters.refused(refusal.kind, &refusal.to_string());
         shared.journal.refused(&refusal, from);
