@@ -167,4 +167,11 @@ mod tests {
         assert!(!parts.lose_failed(), "the other one runs on");
         assert_eq!(parts.end_all().await, [Part::Journal]);
     }
+    #[tokio::test(start_paused = true)]
+    async fn one_that_hangs_is_dropped() {
+        let (mut parts, begun) = (Parts::default(), tokio::time::Instant::now());
+        parts.start(Part::Journal, Box::pin(std::future::pending()), CancellationToken::new(), None, Span::none());
+        assert_eq!(parts.end_all().await, [Part::Journal]);
+        assert!(begun.elapsed() <= STOP + LATE);
+    }
 }
