@@ -141,7 +141,7 @@ impl Bundle {
                     given,
                     locality: Locality::from_labels(&metadata.labels),
                     probe_localhost,
-                    output_certs: output.map(|path| root.path(path)),
+                    output_certs: output.map(PathBuf::from),
                     proxy_config: proxy.fields,
                     probe: proxy.probe,
                     hosts,

@@ -18,13 +18,15 @@ impl Root {
         &self.0
     }
 
-    /// Where the absolute `path` is on this host. A path that is already below the root is kept.
+    /// Where `path`, as configuration and bundles name it, is for us.
     pub fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = path.as_ref();
-        match path.strip_prefix(&self.0) {
-            Ok(_) if self.0 != Path::new("/") => path.to_owned(),
-            _ => self.0.join(path.strip_prefix("/").unwrap_or(path)),
-        }
+        self.0.join(path.strip_prefix("/").unwrap_or(path))
+    }
+
+    /// The other way round: the name of what is at `path` for us; none outside of the root.
+    pub fn name(&self, path: &Path) -> Option<PathBuf> {
+        path.strip_prefix(&self.0).ok().map(|rest| Path::new("/").join(rest))
     }
 }
 
@@ -43,7 +45,11 @@ mod tests {
         let root = Root::new("/tmp/vm");
         assert_eq!(root.path("/etc/we-agent"), Path::new("/tmp/vm/etc/we-agent"));
         assert_eq!(root.path("./etc/certs"), Path::new("/tmp/vm/./etc/certs"));
-        assert_eq!(root.path("/tmp/vm/run"), Path::new("/tmp/vm/run"));
+        // A name that looks like the root's is a name all the same.
+        assert_eq!(root.path("/tmp/vm/run"), Path::new("/tmp/vm/tmp/vm/run"));
+        assert_eq!(root.name(Path::new("/tmp/vm/tmp/vm/run")).as_deref(), Some(Path::new("/tmp/vm/run")));
+        assert_eq!(root.name(Path::new("/run/we-agent")), None);
+        assert_eq!(Root::default().name(Path::new("/run/we-agent")).as_deref(), Some(Path::new("/run/we-agent")));
         assert_eq!(Root::default().path("/run/we-agent"), Path::new("/run/we-agent"));
     }
 }

@@ -147,10 +147,11 @@ impl TokenRemoval {
 
 fn remove(wanted: &Wanted, stamp: Stamp) -> Result<Removal, Stays> {
     let file = &wanted.token.file;
-    let (Some(dir), Some(name)) = (file.parent(), file.file_name().and_then(|name| name.to_str())) else {
+    let dir = file.parent().and_then(|dir| wanted.root.name(dir));
+    let (Some(dir), Some(name)) = (dir, file.file_name().and_then(|name| name.to_str())) else {
         return Ok(Removal::Linked);
     };
-    Dir::open(&wanted.root, dir).and_then(|dir| dir.remove_seen(name, stamp)).map_err(|error| match error.kind() {
+    Dir::open(&wanted.root, &dir).and_then(|dir| dir.remove_seen(name, stamp)).map_err(|error| match error.kind() {
         "denied" => Stays::Denied(error, wanted.token.remedy()),
         _ => Stays::Dir(error),
     })

@@ -127,7 +127,7 @@ mod tests {
         assert_eq!((mode(&host.path().join("var")), mode(dir.path())), (0o755, 0o700));
 
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
-        Dir::create(&root, dir.path(), Access::OWNER).unwrap();
+        Dir::create(&root, &root.name(dir.path()).unwrap(), Access::OWNER).unwrap();
         assert_eq!(mode(dir.path()), 0o700, "a mode that drifted is put right");
         Dir::open(&root, Path::new("/etc/certs")).unwrap_err();
         assert!(!host.path().join("etc").exists(), "another's directory is not made");
