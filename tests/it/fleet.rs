@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep, timeout};
 use we_lab::{Event, Fault, Lab, What};
 
 /// How long a fleet may take to come up on a machine that does something else.
-const UP: Duration = Duration::from_secs(240);
+const UP: Duration = Duration::from_secs(600);
 
 struct Fleet {
     lab: Lab,
