@@ -1,8 +1,8 @@
 //! The loops that own the identity: decide when, ask, verify, keep, tell. A certificate that is still good is replaced
 //! only by a better one, and never withdrawn.
 //!
-//! Three facts have a loop each: the certificate (here), whether the store has it ([`disk`]), and what has become of the
-//! token ([`token`]). Each acts on what is true now, so what failed once is mended as soon as it can be.
+//! Three facts have a loop each: the certificate (here), whether the store has it (`disk`), and what has become of the
+//! token (`token`). Each acts on what is true now, so what failed once is mended as soon as it can be.
 
 mod disk;
 mod error;
