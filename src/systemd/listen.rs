@@ -205,9 +205,11 @@ fn let_go(root: &Root, name: &str, socket: &OwnedFd) {
     }
 }
 
+/// Removes the socket at `path`, which is named as it is for us: only one below the root is ours.
 fn remove(root: &Root, path: &Path) -> Result<bool, DirError> {
-    match (path.parent(), path.file_name().and_then(|name| name.to_str())) {
-        (Some(dir), Some(name)) => Dir::open(root, dir)?.remove_dead_socket(name),
+    let dir = path.parent().and_then(|dir| root.name(dir));
+    match (dir, path.file_name().and_then(|name| name.to_str())) {
+        (Some(dir), Some(name)) => Dir::open(root, &dir)?.remove_dead_socket(name),
         _ => Ok(false),
     }
 }
