@@ -2,7 +2,7 @@
 //! differs. Nothing is shared with another workload but the right to an entry.
 
 use super::{
-    claim::{Claim, Ruling, ruling},
+    claim::{Claim, Claims, Ruling, ruling},
     facts::Writers,
     given::{Ends, Given},
     host::Host,
@@ -55,6 +55,8 @@ pub(super) struct Work {
     turn: Arc<Mutex<()>>,
     token: Option<TokenLook>,
     known_since: Instant,
+    /// How it ruled about its entry last.
+    ruled: Ruling,
     /// What was told last, besides its facts.
     said: Option<(Vec<String>, Option<Arc<Workload>>, usize)>,
 }
@@ -80,6 +82,7 @@ impl Work {
             turn: Arc::default(),
             token: None,
             known_since: Instant::now(),
+            ruled: Ruling::Free,
             said: None,
         }
     }
@@ -97,7 +100,7 @@ impl Work {
                 given = self.told.given.changed() => if given.is_err() { break } else { true },
                 _ = looks.changed() => true,
                 () = at(wake) => true,
-                _ = claims.changed() => false,
+                () = overruled(&mut claims, &self.name, &self.ruled, self.clock) => false,
                 _ = addresses.changed() => false,
                 _ = identity.changed() => false,
                 () = self.parts.changed() => false,
@@ -228,7 +231,7 @@ impl Work {
     }
 
     /// Claims what it is entitled to, and rules. Who is free holds its entry from then on.
-    fn rule(&self, barred: bool) -> Ruling {
+    fn rule(&mut self, barred: bool) -> Ruling {
         let (now, claim) = (Instant::now(), if barred { Claim::Nothing } else { self.claim() });
         let mut ruled = Ruling::Free;
         self.host.claims.send_if_modified(|claims| {
@@ -239,6 +242,7 @@ impl Work {
             }
             claims.get(&self.name) != before.as_ref()
         });
+        self.ruled = ruled.clone();
         ruled
     }
 
@@ -318,6 +322,15 @@ impl Work {
                 tracing::warn!(cause = %error, "what the workload has published stays");
             }
             tracing::info!("the bundle was removed, so the workload has left; its certificate is kept");
+        }
+    }
+}
+
+/// Waits until what the others claim makes for another ruling. Most of it is about entries of their own.
+async fn overruled(claims: &mut watch::Receiver<Claims>, name: &str, ruled: &Ruling, clock: Clock) {
+    while claims.changed().await.is_ok() {
+        if ruling(name, &claims.borrow_and_update(), Instant::now(), clock.now()) != *ruled {
+            return;
         }
     }
 }

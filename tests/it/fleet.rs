@@ -1,5 +1,5 @@
-//! Many workloads and one control plane that goes away and comes back. One agent holds them, each with loops and connections of
-//! its own: to the control plane they are as many agents.
+//! Many workloads and one control plane that goes away and comes back. Agents hold some dozens each, all with loops and
+//! connections of their own: to the control plane they are as many agents.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use crate::{
@@ -13,10 +13,12 @@ use we_lab::{Event, Fault, Lab, What};
 /// How long a fleet may take to come up on a machine that does something else.
 const UP: Duration = Duration::from_secs(600);
 
+/// The workloads of one agent.
+const EACH: u16 = 50;
+
 struct Fleet {
     lab: Lab,
-    agent: Running,
-    _host: Host,
+    agents: Vec<(Host, Running)>,
     uids: BTreeMap<String, String>,
 }
 
@@ -24,15 +26,19 @@ impl Fleet {
     async fn start(size: u16) -> Self {
         we_agent::host::raise_descriptor_limit().unwrap();
         let lab = lab().admission(10_000.0).spawn().await.unwrap();
-        let mut host = Host::new();
-        for n in 0..size {
-            let address = format!("127.0.{}.{}", 10 + n / 200, 1 + n % 200);
-            host = host.bundle(&format!("w{n}"), &lab.bundle("vms", "payments").internal_ip(&address));
+        let mut agents = Vec::new();
+        for first in (0..size).step_by(EACH.into()) {
+            let mut host = Host::new();
+            for n in first..size.min(first + EACH) {
+                let address = format!("127.0.{}.{}", 10 + n / 200, 1 + n % 200);
+                host = host.bundle(&format!("w{n}"), &lab.bundle("vms", "payments").internal_ip(&address));
+            }
+            let agent = host.start().await;
+            agents.push((host, agent));
         }
-        let agent = host.start().await;
-        let mut fleet = Self { lab, agent, _host: host, uids: BTreeMap::new() };
+        let mut fleet = Self { lab, agents, uids: BTreeMap::new() };
         fleet.registered(size).await;
-        fleet.ready(size).await;
+        fleet.ready().await;
         fleet.uids = fleet.entries();
         assert_eq!(fleet.uids.len(), usize::from(size));
         fleet
@@ -52,12 +58,20 @@ impl Fleet {
         assert!(self.lab.until(UP, all).await.is_some(), "{made} of {size} came up");
     }
 
-    /// Waits until each has its certificate, too. One report for all: it is long.
-    async fn ready(&mut self, size: u16) {
+    /// Waits until each has its certificate, too. One report of an agent for all: it is long.
+    async fn ready(&mut self) {
         let end = Instant::now() + UP;
-        while self.agent.report().workloads.iter().filter(|w| w.ready).count() < usize::from(size) {
-            assert!(Instant::now() < end, "not all are ready in time");
-            let _ = timeout(Duration::from_secs(1), self.agent.status.changed()).await;
+        for (_, agent) in &mut self.agents {
+            while !agent.report().workloads.iter().all(|w| w.ready) {
+                assert!(Instant::now() < end, "not all are ready in time");
+                let _ = timeout(Duration::from_secs(1), agent.status.changed()).await;
+            }
+        }
+    }
+
+    async fn stop(self) {
+        for (_host, agent) in self.agents {
+            agent.stop().await;
         }
     }
 
@@ -88,7 +102,7 @@ async fn two_dozen_are_back_within_seconds() {
     let fleet = Fleet::start(24).await;
     let took = fleet.outage(Duration::from_secs(8)).await;
     assert!(took <= Duration::from_secs(5), "{took:?}");
-    fleet.agent.stop().await;
+    fleet.stop().await;
 }
 
 /// The control plane admits so many streams a second: nobody is lost, and it hardly ever waits for us. `make soak` has 500
@@ -102,5 +116,5 @@ async fn a_fleet_is_back_as_fast_as_it_is_admitted() {
     let took = fleet.outage(Duration::from_secs(3)).await;
     eprintln!("{size} workloads at {rate} streams a second: {took:?}");
     assert!(took <= Duration::from_secs(25).mul_f64(1.3), "{took:?}");
-    fleet.agent.stop().await;
+    fleet.stop().await;
 }
