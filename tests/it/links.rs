@@ -61,6 +61,22 @@ async fn a_handshake_that_is_cut_off_is_no_refusal() {
     agent.stop().await;
 }
 
+/// A stream whose connection is alive on one end alone: a ping is sent after 30 s, and its answer awaited for 10 s.
+#[tokio::test]
+async fn a_connection_that_has_fallen_silent_is_given_up() {
+    let lab = lab().spawn().await.unwrap();
+    let (relay, host) = far(&lab).await;
+    let mut agent = host.start().await;
+    agent.ready("payments").await;
+    let (uid, mark) = (uid(&lab), lab.mark());
+    relay.set(Wire { silent: relay.taken.load(Ordering::Relaxed), ..Wire::default() });
+    let opened = |e: &Event| matches!(e.what, What::StreamOpened { .. });
+    assert!(lab.until_since(mark, Duration::from_secs(40) + SOON, opened).await.is_some(), "it is still believed");
+    agent.ready("payments").await;
+    assert_eq!(self::uid(&lab), uid);
+    agent.stop().await;
+}
+
 /// Addresses of loopback, all with one port, that nobody answers: their queues are full.
 struct BlackHoles(Vec<TcpListener>, Vec<TcpStream>);
 
