@@ -247,7 +247,7 @@ async fn run(args: RunArgs, listeners: Listeners) -> anyhow::Result<()> {
         loaded => loaded?,
     };
     let level = args.log_level.or(config.log_level.clone()).unwrap_or_default();
-    telemetry::init(args.log_format, level).context("the thread that writes the log cannot be started")?;
+    telemetry::init(args.log_format, level).context("the log cannot be written to stderr")?;
     // The sockets of workloads and inbound listeners may each have thousands of connections.
     if let Err(error) = host::raise_descriptor_limit() {
         tracing::warn!(cause = %error, "the limit on open descriptors stays; many connections may not find room");

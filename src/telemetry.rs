@@ -4,30 +4,29 @@
 //! nothing but the message; `cause` ends it. An event takes `workload`, `spiffe_id`, `serial` and the like from its own
 //! fields or from the spans around it.
 //!
-//! A thread of its own writes, so that a reader that has stopped stops nobody else.
+//! Whoever speaks writes, as far as that takes no waiting: a reader that has stopped stops nobody else.
 
+mod filter;
 mod journal;
 mod queue;
 mod record;
+mod sink;
+mod stderr;
 
-pub use queue::dropped;
+pub use filter::LogFilter;
 
 use journal::Journal;
-use queue::{Next, Queue};
+use queue::Queue;
 use record::{Fields, Record};
-use std::{
-    io::{self, Write},
-    str::FromStr,
-    thread,
-    time::Duration,
-};
+use sink::{Form, Sink};
+use std::{io, os::fd::AsFd, sync::OnceLock, time::Duration};
+use stderr::Stderr;
 use tracing::{
     Event, Level, Subscriber,
     span::{Attributes, Id},
 };
 use tracing_subscriber::{
     Layer,
-    filter::{LevelFilter, Targets},
     layer::{Context, SubscriberExt},
     registry::LookupSpan,
     util::SubscriberInitExt,
@@ -47,63 +46,31 @@ pub enum LogFormat {
     Journald,
 }
 
-/// Which records are written.
-///
-/// A bare level is for us alone; the libraries below us then say warnings only, for their traces show what goes over
-/// the wire. `target=level` pairs are taken as they are.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LogFilter(Targets);
-
-impl Default for LogFilter {
-    fn default() -> Self {
-        Self(ours(Targets::new(), LevelFilter::INFO))
-    }
-}
-
-impl FromStr for LogFilter {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || "write error, warn, info, debug, trace or off, or target=level pairs".to_owned();
-        // To the parser, a single word that is no level is a target that may say everything.
-        if !text.split(',').all(|item| item.contains('=') || item.parse::<LevelFilter>().is_ok()) {
-            return Err(wrong());
-        }
-        let given: Targets = text.parse().map_err(|_| wrong())?;
-        let level = given.default_level().unwrap_or(LevelFilter::INFO);
-        let pairs = given.iter().map(|(target, level)| (target.to_owned(), level)).collect::<Vec<_>>();
-        let named = pairs.into_iter().filter(|(target, _)| !target.is_empty());
-        Ok(Self(ours(Targets::new(), level).with_targets(named)))
-    }
-}
-
-fn ours(targets: Targets, level: LevelFilter) -> Targets {
-    targets.with_target("we_agent", level).with_default(level.min(LevelFilter::WARN))
-}
-
 /// How long the end, or a panic, waits for its last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
-/// Of the thread that writes: it renders one record at a time.
-const STACK: usize = 128 * 1024;
 
-/// What is to be written.
-static QUEUE: Queue = Queue::new();
+/// What is to be written, once there is somewhere to write it.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// Starts writing records that pass `filter`; a panic is a record, too. To be called once.
 ///
 /// # Errors
-/// When the thread that writes cannot be started.
+/// When stderr cannot be had.
 pub fn init(format: LogFormat, filter: LogFilter) -> io::Result<()> {
-    let sink = match format {
-        LogFormat::Text => Sink::Text,
-        LogFormat::Json => Sink::Json,
-        LogFormat::Journald => Journal::system().map_or(Sink::Text, Sink::Journal),
-        LogFormat::Auto if journal::is_stderr() => Journal::system().map_or(Sink::Text, Sink::Journal),
-        LogFormat::Auto => Sink::Text,
+    let journal = || Journal::system().map_or(Form::Text, Form::Journal);
+    let form = match format {
+        LogFormat::Text => Form::Text,
+        LogFormat::Json => Form::Json,
+        LogFormat::Journald => journal(),
+        LogFormat::Auto if journal::is_stderr() => journal(),
+        LogFormat::Auto => Form::Text,
     };
-    thread::Builder::new().name("log".to_owned()).stack_size(STACK).spawn(move || write(&QUEUE, &sink))?;
+    let stderr = io::stderr();
+    let coloured = anstream::AutoStream::choice(&stderr) != anstream::ColorChoice::Never;
+    let sink = Sink { form, coloured, stderr: Stderr::of(stderr.as_fd())? };
+    let queue = QUEUE.get_or_init(|| Queue::new(sink));
     // It fails when there is a subscriber already, which then is what the caller wants.
-    let _ = tracing_subscriber::registry().with(Output(&QUEUE).with_filter(filter.0)).try_init();
+    let _ = tracing_subscriber::registry().with(Output(queue).with_filter(filter.0)).try_init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let payload = panic.payload();
@@ -117,25 +84,14 @@ pub fn init(format: LogFormat, filter: LogFilter) -> io::Result<()> {
 
 /// Before the end: waits until everything is written, as far as somebody takes it.
 pub fn flush() {
-    QUEUE.flush(LAST_LINES);
-}
-
-/// The writer's life.
-fn write(queue: &Queue, sink: &Sink) {
-    loop {
-        match queue.next() {
-            Next::Record(record) => sink.write(&record),
-            Next::Gap(missing) => sink.write(&Record::note(format!(
-                "{missing} lines of the log are missing here, for whoever reads it did not keep up"
-            ))),
-        }
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(LAST_LINES);
     }
 }
 
-enum Sink {
-    Text,
-    Json,
-    Journal(Journal),
+/// How many lines of the log were dropped because nobody took them.
+pub fn dropped() -> u64 {
+    QUEUE.get().map_or(0, Queue::dropped)
 }
 
 /// The one layer: collects fields of spans, writes events.
@@ -169,26 +125,6 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Output {
         event.record(&mut own);
         self.0.put(Record::new(event.metadata(), std::time::SystemTime::now(), own, inherited));
     }
-}
-
-impl Sink {
-    fn write(&self, record: &Record) {
-        match self {
-            Self::Text => to_stderr(&record.text()),
-            Self::Json => to_stderr(&record.json()),
-            // The journal is gone: better a plain line than none.
-            Self::Journal(journal) => {
-                if journal.send(record).is_err() {
-                    to_stderr(&record.text());
-                }
-            }
-        }
-    }
-}
-
-/// One write for each line; colours are taken out where nobody sees them. Whether stderr is open is not our business.
-fn to_stderr(line: &str) {
-    let _ = anstream::stderr().lock().write_all(line.as_bytes());
 }
 
 /// The syslog severity of a level.

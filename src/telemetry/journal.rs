@@ -6,41 +6,52 @@
 use super::{
     record::{Record, plain},
     severity,
+    stderr::Patience,
 };
+use nix::sys::socket::{MsgFlags, UnixAddr, sendto};
 use std::{
     io,
-    os::unix::{fs::MetadataExt, net::UnixDatagram},
-    path::{Path, PathBuf},
+    os::{
+        fd::AsRawFd,
+        unix::{fs::MetadataExt, net::UnixDatagram},
+    },
+    path::Path,
     time::Duration,
 };
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 /// A longer value is cut, in bytes: the datagram has to fit into a socket buffer.
 const MAX_VALUE: usize = 8 * 1024;
-/// The journal may be busy, but it must not hold us up.
+/// No entry waits longer for a journal that hangs.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// A socket that entries are sent from.
 pub(super) struct Journal {
     socket: UnixDatagram,
-    to: PathBuf,
+    to: UnixAddr,
 }
 
 impl Journal {
     /// The host's journal; none when there is none.
     pub(super) fn system() -> Option<Self> {
-        Self::at(Path::new(SOCKET)).ok().filter(|journal| journal.to.exists())
+        let socket = Path::new(SOCKET);
+        Self::at(socket).ok().filter(|_| socket.exists())
     }
 
     pub(super) fn at(to: &Path) -> io::Result<Self> {
         let socket = UnixDatagram::unbound()?;
         socket.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { socket, to: to.to_owned() })
+        Ok(Self { socket, to: UnixAddr::new(to)? })
     }
 
     /// Sends one entry; by address each time, so that a restart of the journal is not noticed.
-    pub(super) fn send(&self, record: &Record) -> io::Result<()> {
-        self.socket.send_to(&entry(record), &self.to).map(|_| ())
+    pub(super) fn send(&self, record: &Record, patience: Patience) -> io::Result<()> {
+        let how = match patience {
+            Patience::None => MsgFlags::MSG_DONTWAIT,
+            Patience::Endless => MsgFlags::empty(),
+        };
+        sendto(self.socket.as_raw_fd(), &entry(record), &self.to, how | MsgFlags::MSG_NOSIGNAL)?;
+        Ok(())
     }
 }
 

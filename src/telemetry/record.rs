@@ -131,8 +131,8 @@ impl Record {
         words
     }
 
-    /// One line with colours.
-    pub(super) fn text(&self) -> String {
+    /// One line, with colours or without.
+    pub(super) fn text(&self, coloured: bool) -> String {
         let (word, colour) = match self.level {
             Level::ERROR => ("ERROR", AnsiColor::Red),
             Level::WARN => ("WARN ", AnsiColor::Yellow),
@@ -140,7 +140,8 @@ impl Record {
             Level::DEBUG => ("DEBUG", AnsiColor::Blue),
             _ => ("TRACE", AnsiColor::Magenta),
         };
-        let (level, dim) = (Style::new().fg_color(Some(colour.into())), Style::new().dimmed());
+        let styles = (Style::new().fg_color(Some(colour.into())), Style::new().dimmed());
+        let (level, dim) = if coloured { styles } else { <(Style, Style)>::default() };
         let time = humantime::format_rfc3339_seconds(self.time);
         // A line stays a line, whatever the texts hold that others sent us.
         let words: String = self.words().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();

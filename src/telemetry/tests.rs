@@ -10,10 +10,10 @@ fn entries(filter: &str, say: impl FnOnce()) -> Vec<String> {
     let journal = UnixDatagram::bind(&path).unwrap();
     journal.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let filter: LogFilter = filter.parse().unwrap();
-    let sink = Sink::Journal(Journal::at(&path).unwrap());
-    let queue: &Queue = Box::leak(Box::new(Queue::new()));
+    let form = Form::Journal(Journal::at(&path).unwrap());
+    let sink = Sink { form, coloured: false, stderr: Stderr::of(io::stderr().as_fd()).unwrap() };
+    let queue: &Queue = Box::leak(Box::new(Queue::new(sink)));
     let output = Output(queue).with_filter(filter.0);
-    thread::spawn(move || write(queue, &sink));
     tracing::subscriber::with_default(tracing_subscriber::registry().with(output), || {
         say();
         tracing::error!(target: "we_agent", "end");
@@ -104,8 +104,10 @@ fn with_subscriber<T>(f: impl FnOnce() -> T) -> T {
 
 #[test]
 fn text_is_one_line_that_nobody_can_break() {
-    let text = anstream::adapter::strip_str(&with_subscriber(record).text()).to_string();
+    let record = with_subscriber(record);
+    let text = record.text(false);
     assert_eq!(text, "1970-01-01T00:00:00Z INFO  payments: registration lost: closed [2J by peer  entry=\"vms/a b\"\n");
+    assert_eq!(anstream::adapter::strip_str(&record.text(true)).to_string(), text);
 }
 
 #[test]

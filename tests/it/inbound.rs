@@ -378,7 +378,7 @@ async fn an_application_on_a_unix_socket_is_served_too() {
 }
 
 /// The names of the threads of a process.
-fn threads(id: u32) -> Vec<String> {
+pub(crate) fn threads(id: u32) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();
     tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok()).collect()
 }

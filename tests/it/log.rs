@@ -2,6 +2,7 @@
 
 use crate::{
     daemon::{Daemon, we_agent},
+    inbound::threads,
     support::{App, Host, SOON},
 };
 use nix::{
@@ -14,11 +15,12 @@ use std::{
     process::Stdio,
     sync::mpsc,
     thread,
+    time::Duration,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::UnixStream,
-    time::Instant,
+    time::{Instant, interval, timeout},
 };
 use we_agent::status::HealthState;
 use we_lab::{Group, Lab};
@@ -85,4 +87,31 @@ async fn a_reader_that_has_stopped_stops_nobody() {
     daemon.signal(Signal::SIGTERM);
     daemon.ended().await;
     drop(reader);
+}
+
+/// Whether the daemon has a thread that writes its log.
+fn writes_aside(daemon: &Daemon<'_>) -> bool {
+    threads(daemon.id()).iter().any(|name| name == "log\n")
+}
+
+#[tokio::test]
+async fn a_thread_writes_only_while_the_reader_is_behind() {
+    let lab = Lab::builder().group(Group::new("vms", "payments")).spawn().await.unwrap();
+    let host = Host::new().bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"));
+    let host = host.config("admin: {address: off}\n");
+    let (reader, writer) = std::io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let mut command = we_agent(&host);
+    command.args(["run", "--log-level", "trace,h2=trace"]).stdout(Stdio::null()).stderr(writer);
+    let daemon = Daemon::spawn(&host, command);
+    daemon.until("payments", |w| w.ready).await;
+    assert!(writes_aside(&daemon));
+    thread::spawn(move || BufReader::new(reader).lines().map(Result::unwrap).for_each(drop));
+    let mut look = interval(Duration::from_millis(50));
+    let gone = async {
+        while writes_aside(&daemon) {
+            look.tick().await;
+        }
+    };
+    timeout(SOON, gone).await.expect("the log is read, and has a thread all the same");
 }
