@@ -49,8 +49,10 @@ impl Links {
     pub(crate) async fn get(&self, endpoint: &Endpoint, rung: &Rung, fresh: bool) -> Result<Arc<Link>, Error> {
         let place = self.place(endpoint, rung);
         let mut last = place.link.lock().await;
+        // Held from here on: who has dialled it may be done with it while the roots are read.
+        let open = last.upgrade();
         let roots = self.trust.roots(&endpoint.roots).await;
-        let open = last.upgrade().filter(|link| link.is_open() && !fresh);
+        let open = open.filter(|link| link.is_open() && !fresh);
         // A file that cannot be read is no reason to leave a connection.
         if let Some(link) = open.filter(|link| roots.as_ref().map_or(true, |roots| roots.all == link.roots.all)) {
             return Ok(link);
