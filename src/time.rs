@@ -93,6 +93,14 @@ impl Clock {
     }
 }
 
+/// Waits until a moment; for ever when there is none.
+pub async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Whether a wall clock that has gone from `before` to `now` did not go as the runtime's, which went by `waited`.
 fn steps(before: SystemTime, now: SystemTime, waited: Duration) -> bool {
     match now.duration_since(before) {

@@ -16,14 +16,14 @@ use super::{
 use crate::{
     config::WorkloadConfig,
     status::{self, Addresses, Health, Identity, Membership, Registration, WorkloadStatus},
-    time::Clock,
+    time::{Clock, at},
     workload::Workload,
 };
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, watch},
     task::{JoinError, JoinHandle, spawn_blocking},
-    time::{Instant, sleep_until},
+    time::Instant,
 };
 
 /// Files that are read for longer than this are told.
@@ -332,14 +332,6 @@ async fn overruled(claims: &mut watch::Receiver<Claims>, name: &str, ruled: &Rul
         if ruling(name, &claims.borrow_and_update(), Instant::now(), clock.now()) != *ruled {
             return;
         }
-    }
-}
-
-/// Waits until a moment; for ever when there is none.
-async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => std::future::pending().await,
     }
 }
 

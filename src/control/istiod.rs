@@ -222,6 +222,14 @@ fn origin(authority: &Authority) -> http::Uri {
         .unwrap_or_default()
 }
 
+/// Waits for the work in `slot`, if there is any, and puts it away.
+async fn finished<W: Future + Unpin>(slot: &mut Option<W>) -> W::Output {
+    let Some(work) = slot else { return std::future::pending().await };
+    let done = work.await;
+    *slot = None;
+    done
+}
+
 impl ControlPlane for Istiod {
     async fn sign(&self, csr: &Csr, ttl: Duration) -> Result<Signed, Error> {
         ca::sign(self, csr, ttl).await

@@ -14,12 +14,13 @@ mod port;
 use super::{
     Istiod,
     ads::{Answer, Stream},
+    finished,
 };
 use crate::{
     control::{Error, link::Link},
     proto::envoy::config::endpoint::v3::ClusterLoadAssignment,
     status::{Addresses, Health, Membership},
-    time::{Backoff, between},
+    time::{Backoff, at, between},
 };
 use agree::{Agreement, Step};
 use known::{Known, Seen};
@@ -30,7 +31,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, timeout};
 
 /// istiod debounces a change of endpoints by 100 ms.
 const SETTLED: Duration = Duration::from_millis(400);
@@ -285,22 +286,6 @@ fn wanted(istiod: &Istiod, health: &Health) -> Option<bool> {
         Health::Healthy => Some(true),
         Health::Unhealthy { .. } => Some(false),
         Health::Unknown | Health::Delayed { .. } | Health::Parked { .. } => None,
-    }
-}
-
-/// Waits for the work, if there is any, and puts it away.
-async fn finished(slot: &mut Option<Work<'_>>) -> Done {
-    let Some(work) = slot else { return std::future::pending().await };
-    let done = work.await;
-    *slot = None;
-    done
-}
-
-/// Waits until a moment; for ever when there is none.
-pub(super) async fn at(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => sleep_until(moment).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -13,12 +13,13 @@ mod succession;
 use super::{
     Istiod,
     ads::{Answer, Stream},
-    membership::{Observer, Turn, at},
+    finished,
+    membership::{Observer, Turn},
 };
 use crate::{
     control::{Error, Post, Retry, link::Link},
     status::{self, Health, Identity, Registration, Trouble},
-    time::between,
+    time::{at, between},
 };
 use live::{Live, entry, open};
 use machine::{Action, Event, Machine, Reason};
@@ -241,13 +242,6 @@ impl<'a> Session<'a> {
         }
         None
     }
-}
-
-async fn finished(opening: &mut Option<Opening<'_>>) -> Result<Live, Error> {
-    let Some(work) = opening else { return std::future::pending().await };
-    let done = work.await;
-    *opening = None;
-    done
 }
 
 async fn told_to_go(link: Option<Arc<Link>>) {
