@@ -53,13 +53,7 @@ async fn aws_with_and_without_a_session_token() {
     let (v2, _tasks) = metadata(&[
         ("PUT", "/latest/api/token", "x-aws-ec2-metadata-token-ttl-seconds=60", 200, "TOKEN"),
         ("GET", "/latest/meta-data/placement/region", "x-aws-ec2-metadata-token=TOKEN", 200, "us-west-2"),
-        (
-            "GET",
-            "/latest/meta-data/placement/availability-zone",
-            "x-aws-ec2-metadata-token=TOKEN",
-            200,
-            "us-west-2b",
-        ),
+        ("GET", "/latest/meta-data/placement/availability-zone", "x-aws-ec2-metadata-token=TOKEN", 200, "us-west-2b"),
     ])
     .await;
     let (v1, _tasks) = metadata(&[
@@ -151,14 +145,9 @@ async fn without_a_platform_nobody_waits() {
 
 #[tokio::test]
 async fn a_look_alike_or_a_silent_server_gives_nothing() {
-    let (openstack, _tasks) = metadata(&[(
-        "GET",
-        "/latest/meta-data/placement/availability-zone",
-        "x-aws-ec2-metadata-token=",
-        200,
-        "nova",
-    )])
-    .await;
+    let (openstack, _tasks) =
+        metadata(&[("GET", "/latest/meta-data/placement/availability-zone", "x-aws-ec2-metadata-token=", 200, "nova")])
+            .await;
     assert_eq!(found_by(Platform::Aws, "OpenStack Foundation", openstack).await, None);
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let begun = Instant::now();
