@@ -15,12 +15,12 @@ mod value;
 
 pub use files::{FilesConfig, OutputConfig, OutputFormat};
 pub use hooks::{HookAction, HookConfig, StartTlsConfig, VerifyConfig};
-pub use inbound::{InboundConfig, ListenConfig};
 pub use mistake::{ConfigError, Mistake};
 pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig};
 
 use crate::{
     files::{ReadError, Root, read_text},
+    inbound::Listen,
     telemetry::LogFilter,
     yaml,
 };
@@ -118,7 +118,7 @@ impl Config {
         });
         let (defaults, workloads) = (&self.defaults, &mut self.workloads);
         let mut taken: BTreeMap<PathBuf, String> = BTreeMap::new();
-        let mut listens: Vec<(ListenConfig, String)> = Vec::new();
+        let mut listens: Vec<(Listen, String)> = Vec::new();
         top.sections("workloads", value::workload_name, |name, s| {
             let mut workload = defaults.clone();
             workload.read(s);

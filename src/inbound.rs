@@ -17,15 +17,16 @@ mod lane;
 mod place;
 mod pump;
 mod refusal;
+mod settings;
 mod threads;
 mod tls;
 
 pub use place::Place;
+pub use settings::{Listen, Settings};
 pub use threads::Threads;
 
 use crate::{
-    host::Local,
-    spiffe::{IdPattern, SpiffeId},
+    spiffe::SpiffeId,
     status::{Identity, InboundCounters, InboundPlace, tell},
     time::Clock,
 };
@@ -45,33 +46,6 @@ const LOOK: Duration = Duration::from_millis(20);
 const LATER: Duration = Duration::from_secs(3600);
 /// What the last connections may be late.
 const LATE: Duration = Duration::from_millis(200);
-
-/// What one listener does.
-#[derive(Debug, Clone)]
-pub struct Settings {
-    /// Who we are; who may call is seen from here.
-    pub id: SpiffeId,
-    /// Where the application is.
-    pub forward: Local,
-    /// Whether clients that speak no TLS are let through.
-    pub permissive: bool,
-    /// Who may call; empty stands for every identity of our trust domain.
-    pub allow: Vec<IdPattern>,
-    /// Whether the application is told who calls (PROXY protocol, version 2).
-    pub proxy_header: bool,
-    /// Ends connections that are older; none lets them live.
-    pub max_age: Option<Duration>,
-    /// Ends connections on which nothing was moved for so long.
-    pub idle: Duration,
-    /// From the connection to the end of the handshake.
-    pub handshake: Duration,
-    /// How many connections may be open; for one more, a handshake is ended as below, and without one it is refused.
-    pub max_connections: u64,
-    /// How many of them may be in their handshake; for one more, the oldest of the busiest address is ended.
-    pub max_handshakes: usize,
-    /// How long open connections may go on once we stop, or once they are too old.
-    pub drain: Duration,
-}
 
 /// What the control loop tells the connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +71,8 @@ struct Shared {
 pub struct Listener {
     /// Where it listens.
     pub place: Place,
+    /// Who we are; who may call is seen from here.
+    pub id: SpiffeId,
     /// What it does.
     pub settings: Settings,
     /// Where its connections live.
@@ -110,12 +86,12 @@ pub struct Listener {
 impl Listener {
     /// Serves until `stop`, then hands the socket on and lets the connections end.
     pub async fn run(self, mut identity: watch::Receiver<Identity>, clock: Clock, stop: CancellationToken) {
-        let Self { mut place, settings, threads, fact, counters } = self;
+        let Self { mut place, id, settings, threads, fact, counters } = self;
         let Some((listener, at)) = stop.run_until_cancelled(place.listen(&fact)).await else { return };
         if let Some(shortage) = threads.shortage(settings.max_connections) {
             tracing::warn!("{shortage}");
         }
-        let guard = Arc::new(Guard::new(&settings));
+        let guard = Arc::new(Guard::new(&id, &settings.allow));
         let (keys, receiver) = watch::channel(keys_of(&identity.borrow_and_update(), &guard, clock.now()));
         let (phase, told) = watch::channel(Phase::Serving);
         let drain = settings.drain;

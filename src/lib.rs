@@ -72,7 +72,6 @@
 //! | `workload` | The Istio objects that we touch, and what one workload is. | spiffe, proto |
 //! | `status` | The vocabulary of facts, and all of them as one report. | spiffe, workload |
 //! | `locality` | Where this host stands: given, or asked of the platform. | files, status, time, workload |
-//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, yaml, files, host, systemd, locality, telemetry, workload |
 //! | `bundle` | A directory becomes a bundle, or every mistake in it. | spiffe, yaml, files, workload |
 //! | `address` | The loop that owns the addresses of this host. | status, host, time |
 //! | `control` | What we ask of a control plane: `sign` and `session`, answered by istiod. | spiffe, proto, status, files, host, time, workload |
@@ -81,6 +80,7 @@
 //! | `session` | The loop that owns the registration: hold a session, resume it. | control, status, files, time |
 //! | `publish` | How a certificate leaves the daemon: files, switched at once, a socket, and hooks that tell the programs. | spiffe, proto, status, files, host, systemd, command, time |
 //! | `inbound` | Mutual TLS for an application that speaks none: who may call, and moving the bytes. | spiffe, status, host, systemd, command, time |
+//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, yaml, files, host, systemd, locality, telemetry, workload, inbound |
 //! | `admin` | Status on a unix socket, readiness and metrics on loopback, READY and STATUS to systemd. | status, files, systemd, telemetry |
 //! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, files, host, systemd, command, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, inbound, admin |
 //! | `cli` | The words of the command line and the exit statuses. | config, bundle, status, files, host, systemd, command, telemetry, admin, agent |

@@ -1,7 +1,6 @@
 //! From what is configured to inbound listeners.
 
 use crate::{
-    config::InboundConfig,
     health::Detour,
     host::Local,
     inbound::{Listener, Place, Settings, Threads},
@@ -18,25 +17,25 @@ use tokio::sync::watch;
 pub(super) fn listener(
     workload: &str,
     id: &SpiffeId,
-    inbound: &InboundConfig,
+    inbound: &Settings,
     given: &Listeners,
     threads: Threads,
     (fact, counters): (watch::Sender<InboundPlace>, Arc<InboundCounters>),
 ) -> Listener {
     let place = place(workload, inbound).inherit(given);
-    Listener { place, settings: settings(id, inbound), threads, fact, counters }
+    Listener { place, id: id.clone(), settings: inbound.clone(), threads, fact, counters }
 }
 
 /// Where a workload listens.
-pub(super) fn place(workload: &str, inbound: &InboundConfig) -> Place {
-    Place::new(workload, inbound.listen.ip, inbound.listen.port)
+pub(super) fn place(workload: &str, inbound: &Settings) -> Place {
+    Place::new(workload, inbound.listen)
 }
 
 /// What may not be as it was meant, of each listener.
-pub(super) fn notes(workload: &Workload, inbound: &[InboundConfig]) -> Vec<Vec<String>> {
+pub(super) fn notes(workload: &Workload, inbound: &[Settings]) -> Vec<Vec<String>> {
     let announced = announced(workload);
     let served: Vec<_> = inbound.iter().map(|inbound| inbound.listen.port).collect();
-    let notes = |(i, inbound): (usize, &InboundConfig)| {
+    let notes = |(i, inbound): (usize, &Settings)| {
         let mut notes = Vec::from_iter(unannounced(inbound.listen.port, &announced));
         if i == 0 {
             notes.extend(unserved(&announced, &served));
@@ -83,7 +82,7 @@ fn unserved(announced: &[u16], served: &[u16]) -> Option<String> {
 }
 
 /// What to say when the probe asks the workload's address for the port that the application has on a loopback address.
-fn misplaced(probe: &ReadinessProbe, localhost: bool, inbound: &InboundConfig, served: &[u16]) -> Option<String> {
+fn misplaced(probe: &ReadinessProbe, localhost: bool, inbound: &Settings, served: &[u16]) -> Option<String> {
     let (host, port) = match &probe.method {
         ProbeMethod::Http { host, port, .. } | ProbeMethod::Tcp { host, port } => (host.is_some(), *port),
         ProbeMethod::Grpc { port, .. } => (false, *port),
@@ -104,24 +103,8 @@ fn list(ports: &[u16]) -> String {
     format!("port{} {}", if texts.len() == 1 { "" } else { "s" }, texts.join(", "))
 }
 
-fn settings(id: &SpiffeId, inbound: &InboundConfig) -> Settings {
-    Settings {
-        id: id.clone(),
-        forward: inbound.forward.clone(),
-        permissive: inbound.permissive,
-        allow: inbound.allow.clone(),
-        proxy_header: inbound.proxy_header,
-        max_age: inbound.max_age,
-        idle: inbound.idle,
-        handshake: inbound.handshake,
-        max_connections: inbound.max_connections,
-        max_handshakes: inbound.max_handshakes,
-        drain: inbound.drain,
-    }
-}
-
 /// The probe asks the application, not our listener in front of it. `place` says where that is.
-pub(super) fn detour(inbound: &InboundConfig, place: watch::Receiver<InboundPlace>) -> Detour {
+pub(super) fn detour(inbound: &Settings, place: watch::Receiver<InboundPlace>) -> Detour {
     Detour {
         listen: (inbound.listen.ip, inbound.listen.port),
         place,

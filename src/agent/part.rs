@@ -11,11 +11,12 @@ use super::{
 };
 use crate::{
     address,
-    config::{HealthConfig, HookConfig, InboundConfig, SocketConfig, WorkloadConfig},
+    config::{HealthConfig, HookConfig, SocketConfig, WorkloadConfig},
     control::Post,
     files::Root,
     health::{self, ProbeSettings},
     host::Resolver,
+    inbound::Settings,
     locality::{self, Platform},
     publish::{self, Files, Policy, Switches},
     spiffe::SpiffeId,
@@ -44,9 +45,9 @@ pub(super) enum Part {
     /// Serves the identity on a socket.
     Socket { name: String, path: PathBuf, id: SpiffeId, settings: SocketConfig },
     /// Answers the mesh for the application.
-    Inbound { id: SpiffeId, settings: InboundConfig },
+    Inbound { id: SpiffeId, settings: Settings },
     /// Probes the application, and not what is `inbound` of it.
-    Health { probe: Option<ReadinessProbe>, localhost: bool, settings: HealthConfig, inbound: Vec<InboundConfig> },
+    Health { probe: Option<ReadinessProbe>, localhost: bool, settings: HealthConfig, inbound: Vec<Settings> },
     /// Keeps certificate and registration.
     Control(Box<Control>),
 }
@@ -72,7 +73,7 @@ pub(super) fn parts(workload: &Arc<Workload>, settings: &WorkloadConfig, root: &
         id: workload.id.clone(),
         settings: settings.socket.clone(),
     };
-    let inbound = |inbound: &InboundConfig| Part::Inbound { id: workload.id.clone(), settings: inbound.clone() };
+    let inbound = |inbound: &Settings| Part::Inbound { id: workload.id.clone(), settings: inbound.clone() };
     let health = Part::Health {
         probe: workload.probe.clone(),
         localhost: workload.probe_localhost,
@@ -229,7 +230,7 @@ impl Part {
                 Box::pin(listener.run(identity, clock, stop))
             }
             Self::Health { probe, localhost, settings, inbound } => {
-                let place = |settings: &InboundConfig, writers: &mut Writers| {
+                let place = |settings: &Settings, writers: &mut Writers| {
                     inbound::detour(settings, writers.inbound(&settings.listen.to_string()).0.subscribe())
                 };
                 let probes = ProbeSettings {

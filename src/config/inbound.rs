@@ -3,126 +3,65 @@
 use super::{allow::counted, section::Section, value};
 use crate::{
     host::Local,
+    inbound::{Listen, Settings},
     spiffe::IdPattern,
     workload::{is_dns_label, is_dns_subdomain},
 };
 use std::{
     cell::Cell,
-    fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{Ipv4Addr, SocketAddr},
     time::Duration,
 };
 
-/// One listener.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InboundConfig {
-    /// `listen`.
-    pub listen: ListenConfig,
-    /// `forward`.
-    pub forward: Local,
-    /// `mode`: whether clients that speak no TLS are let through (`permissive`); the default is `strict`.
-    pub permissive: bool,
-    /// `allow`: who may call; empty stands for every identity of the workload's trust domain.
-    pub allow: Vec<IdPattern>,
-    /// `proxyProtocol`: `v2` tells the application who calls; the default is `off`.
-    pub proxy_header: bool,
-    /// `maxConnectionAge`; none lets connections live.
-    pub max_age: Option<Duration>,
-    /// `idleTimeout`: a connection on which nothing was moved for so long is ended (1 h, as Istio's).
-    pub idle: Duration,
-    /// `handshakeTimeout`: from the connection to the end of the handshake (10 s).
-    pub handshake: Duration,
-    /// `maxConnections`: for one more, the oldest handshake of the busiest address is ended; without one it is refused
-    /// (10,000).
-    pub max_connections: u64,
-    /// `maxHandshakes`: for one more in flight, the oldest of the busiest address is ended (1,024).
-    pub max_handshakes: usize,
-    /// `drainTimeout`: how long open connections may go on when the service stops (5 s, at most 60 s). During a restart new
-    /// ones wait as long, and callers give up before when it is long (Istio's `connectTimeout`: 10 s; Envoy's
-    /// `connect_timeout`: 5 s).
-    pub drain: Duration,
-}
-
-/// Where it listens.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ListenConfig {
-    /// None stands for every address of the host.
-    pub ip: Option<IpAddr>,
-    /// The port; 0 takes any free one.
-    pub port: u16,
-}
-
-impl ListenConfig {
-    /// Whether who calls `to` reaches this place.
-    fn answers(self, to: SocketAddr) -> bool {
-        self.port == to.port() && self.ip.is_none_or(|ip| ip == to.ip().to_canonical())
-    }
-
-    /// Whether both cannot be had at once: a port of every address leaves none for one address.
-    pub(super) fn overlaps(self, other: Self) -> bool {
-        let same = |ip: IpAddr| other.ip.is_none_or(|other| other == ip);
-        self.port == other.port && self.port > 0 && self.ip.is_none_or(same)
-    }
-}
-
-impl fmt::Display for ListenConfig {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ip {
-            Some(ip) => SocketAddr::new(ip, self.port).fmt(f),
-            None => self.port.fmt(f),
+/// Reads one item of the list; none when it has a mistake.
+pub(super) fn read(s: &mut Section<'_>) -> Option<Settings> {
+    let (mut listen, mut forward, mut permissive, mut proxy_header) = (None, None, false, false);
+    s.set_some("listen", self::listen, &mut listen);
+    s.set_some("forward", self::forward, &mut forward);
+    s.set("mode", |text| value::one_of(text, &[("strict", false), ("permissive", true)]), &mut permissive);
+    let mut patterns = Vec::new();
+    s.list("allow", |s| patterns.extend(pattern(s)));
+    s.set("proxyProtocol", |text| value::one_of(text, &[("off", false), ("v2", true)]), &mut proxy_header);
+    let (mut max_age, mut idle, mut handshake) = (None, Duration::from_secs(3600), Duration::from_secs(10));
+    s.set_some("maxConnectionAge", value::up_to(value::YEAR), &mut max_age);
+    s.set("idleTimeout", value::up_to(value::YEAR), &mut idle);
+    s.set("handshakeTimeout", value::up_to(value::HOUR), &mut handshake);
+    let (mut max_connections, mut max_handshakes) = (10_000, 1024);
+    s.set("maxConnections", count, &mut max_connections);
+    s.set("maxHandshakes", count, &mut max_handshakes);
+    let mut drain = Duration::from_secs(5);
+    s.set("drainTimeout", self::drain, &mut drain);
+    let wrong = s.is_wrong();
+    let (Some(listen), Some(forward)) = (listen, forward) else {
+        if !wrong {
+            s.mistake(
+                "must say listen (a port, or address:port) and forward (a loopback address and port, or unix:/path)",
+            );
         }
+        return None;
+    };
+    if let Local::Tcp(to) = &forward
+        && listen.answers(*to)
+    {
+        s.mistake(&format!(
+            "forwards to itself: {listen} answers at {to}, too; give the application another port, or listen on the \
+             address of this host alone, for example 10.0.0.7:{}",
+            to.port()
+        ));
     }
-}
-
-impl InboundConfig {
-    /// Reads one item of the list; none when it has a mistake.
-    pub(super) fn read(s: &mut Section<'_>) -> Option<Self> {
-        let (mut listen, mut forward, mut permissive, mut proxy_header) = (None, None, false, false);
-        s.set_some("listen", self::listen, &mut listen);
-        s.set_some("forward", self::forward, &mut forward);
-        s.set("mode", |text| value::one_of(text, &[("strict", false), ("permissive", true)]), &mut permissive);
-        let mut patterns = Vec::new();
-        s.list("allow", |s| patterns.extend(pattern(s)));
-        s.set("proxyProtocol", |text| value::one_of(text, &[("off", false), ("v2", true)]), &mut proxy_header);
-        let (mut max_age, mut idle, mut handshake) = (None, Duration::from_secs(3600), Duration::from_secs(10));
-        s.set_some("maxConnectionAge", value::up_to(value::YEAR), &mut max_age);
-        s.set("idleTimeout", value::up_to(value::YEAR), &mut idle);
-        s.set("handshakeTimeout", value::up_to(value::HOUR), &mut handshake);
-        let (mut max_connections, mut max_handshakes) = (10_000, 1024);
-        s.set("maxConnections", count, &mut max_connections);
-        s.set("maxHandshakes", count, &mut max_handshakes);
-        let mut drain = Duration::from_secs(5);
-        s.set("drainTimeout", self::drain, &mut drain);
-        let wrong = s.is_wrong();
-        let (Some(listen), Some(forward)) = (listen, forward) else {
-            if !wrong {
-                s.mistake("must say listen (a port, or address:port) and forward (a loopback address and port, or unix:/path)");
-            }
-            return None;
-        };
-        if let Local::Tcp(to) = &forward
-            && listen.answers(*to)
-        {
-            s.mistake(&format!(
-                "forwards to itself: {listen} answers at {to}, too; give the application another port, or listen on the \
-                 address of this host alone, for example 10.0.0.7:{}",
-                to.port()
-            ));
-        }
-        (!wrong).then_some(Self {
-            listen,
-            forward,
-            permissive,
-            allow: patterns,
-            proxy_header,
-            max_age,
-            idle,
-            handshake,
-            max_connections,
-            max_handshakes: usize::try_from(max_handshakes).unwrap_or(usize::MAX),
-            drain,
-        })
-    }
+    (!wrong).then_some(Settings {
+        listen,
+        forward,
+        permissive,
+        allow: patterns,
+        proxy_header,
+        max_age,
+        idle,
+        handshake,
+        max_connections,
+        max_handshakes: usize::try_from(max_handshakes).unwrap_or(usize::MAX),
+        drain,
+    })
 }
 
 /// One entry of `allow`.
@@ -150,14 +89,14 @@ fn name(text: &str, legal: fn(&str) -> bool) -> Result<String, String> {
     if legal(text) { Ok(text.to_owned()) } else { Err("is no name of a namespace or a service account".to_owned()) }
 }
 
-fn listen(text: &str) -> Result<ListenConfig, String> {
+fn listen(text: &str) -> Result<Listen, String> {
     if let Ok(port) = text.parse() {
-        return Ok(ListenConfig { ip: None, port });
+        return Ok(Listen { ip: None, port });
     }
     let address = text.parse::<SocketAddr>();
     let address = address.map_err(|_| "is neither a port nor address:port; write for example 8443 or 10.0.0.7:8443")?;
     let ip = Some(address.ip().to_canonical()).filter(|ip| !ip.is_unspecified());
-    Ok(ListenConfig { ip, port: address.port() })
+    Ok(Listen { ip, port: address.port() })
 }
 
 fn forward(text: &str) -> Result<Local, String> {

@@ -1,8 +1,9 @@
 //! The settings of one workload.
 
-use super::{HookConfig, InboundConfig, allow, files::FilesConfig, section::Section, value};
+use super::{HookConfig, allow, files::FilesConfig, inbound, section::Section, value};
 use crate::{
     host::{Account, Allow},
+    inbound::Settings as InboundSettings,
     locality::Platform,
     spiffe::{KeyKind, TrustDomain},
     workload::{Authority, Locality, Xds},
@@ -40,7 +41,7 @@ pub struct WorkloadConfig {
     /// `hooks`, run after each switch of the files.
     pub hooks: Vec<HookConfig>,
     /// `inbound`: where the mesh's mutual TLS ends, in front of an application that speaks none.
-    pub inbound: Vec<InboundConfig>,
+    pub inbound: Vec<InboundSettings>,
     /// `platform`.
     pub platform: Platform,
 }
@@ -177,9 +178,9 @@ impl WorkloadConfig {
                  hooks: [] (programs on the socket need no hook)",
             );
         }
-        let mut inbound = Vec::new();
-        if s.list("inbound", |s| inbound.extend(InboundConfig::read(s))) {
-            self.inbound = inbound;
+        let mut listeners = Vec::new();
+        if s.list("inbound", |s| listeners.extend(inbound::read(s))) {
+            self.inbound = listeners;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What is shown to peers and what they must show: one set of TLS configurations for each identity.
 
-use super::{Settings, refusal::Refusal};
+use super::refusal::Refusal;
 use crate::{
     spiffe::{IdPattern, PeerError, PeerRoots, SpiffeId, X509Context},
     status::InboundRefusal,
@@ -35,8 +35,8 @@ pub(super) struct Guard {
 }
 
 impl Guard {
-    pub(super) fn new(settings: &Settings) -> Self {
-        Self { ours: settings.id.clone(), allow: settings.allow.clone() }
+    pub(super) fn new(ours: &SpiffeId, allow: &[IdPattern]) -> Self {
+        Self { ours: ours.clone(), allow: allow.to_vec() }
     }
 
     /// Whether a peer whose certificate was verified may call.

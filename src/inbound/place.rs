@@ -1,5 +1,6 @@
 //! Where a listener listens, and getting its socket.
 
+use super::Listen;
 use crate::{
     status::{InboundPlace, tell},
     systemd::{Listeners, listen},
@@ -18,9 +19,7 @@ const BACKLOG: u32 = 4096;
 /// Where a listener listens.
 #[derive(Debug)]
 pub struct Place {
-    /// None stands for every address of this host.
-    ip: Option<IpAddr>,
-    port: u16,
+    listen: Listen,
     /// What a socket that outlives us is called.
     name: String,
     inherited: Option<TcpListener>,
@@ -29,17 +28,12 @@ pub struct Place {
 }
 
 impl Place {
-    /// At a port of one address, or of every address, for `workload`.
-    pub fn new(workload: &str, ip: Option<IpAddr>, port: u16) -> Self {
+    /// At `listen`, for `workload`.
+    pub fn new(workload: &str, listen: Listen) -> Self {
         // Without colons, which a name may not have (sd_pid_notify_with_fds(3)).
-        let at = ip.map_or_else(String::new, |ip| format!("{ip}-").replace(':', "."));
-        Self {
-            ip,
-            port,
-            name: format!("{}{workload}-{at}{port}", listen::INBOUND),
-            inherited: None,
-            listeners: Listeners::default(),
-        }
+        let at = listen.ip.map_or_else(String::new, |ip| format!("{ip}-").replace(':', "."));
+        let name = format!("{}{workload}-{at}{}", listen::INBOUND, listen.port);
+        Self { listen, name, inherited: None, listeners: Listeners::default() }
     }
 
     /// What its socket is called when it outlives us.
@@ -51,7 +45,7 @@ impl Place {
     /// a process before us has asked it to keep, or that a listener before us has handed on. At the end it is handed on there.
     #[must_use]
     pub fn inherit(self, listeners: &Listeners) -> Self {
-        let inherited = match self.port {
+        let inherited = match self.listen.port {
             0 => None,
             port => listeners.take_tcp(|at| at.port() == port && self.covers(at.ip())),
         };
@@ -60,14 +54,14 @@ impl Place {
 
     /// Hands the socket on to who listens here next. One at any port is never found again.
     pub(super) fn hand_on(&self, listener: TcpListener) {
-        if self.port != 0 {
+        if self.listen.port != 0 {
             self.listeners.hand_on(&self.name, listener);
         }
     }
 
     /// Whether a socket bound to `ip` is ours.
     fn covers(&self, ip: IpAddr) -> bool {
-        match self.ip {
+        match self.listen.ip {
             Some(wanted) => wanted == ip.to_canonical(),
             None => ip.is_unspecified(),
         }
@@ -87,7 +81,7 @@ impl Place {
                     return (listener, address);
                 }
                 Err(error) => {
-                    if error.kind() == io::ErrorKind::AddrInUse && self.port != 0 {
+                    if error.kind() == io::ErrorKind::AddrInUse && self.listen.port != 0 {
                         // Perhaps it is ours: kept for a process after this one, but this one goes on.
                         listen::forget(&self.name);
                     }
@@ -103,28 +97,28 @@ impl Place {
     }
 
     fn bind(&self) -> io::Result<TcpListener> {
-        let listener = match self.ip {
-            Some(ip) => bind(SocketAddr::new(ip, self.port)),
+        let listener = match self.listen.ip {
+            Some(ip) => bind(SocketAddr::new(ip, self.listen.port)),
             // One socket for both families, where there are both.
-            None => bind((Ipv6Addr::UNSPECIFIED, self.port).into())
-                .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, self.port).into())),
+            None => bind((Ipv6Addr::UNSPECIFIED, self.listen.port).into())
+                .or_else(|_| bind((Ipv4Addr::UNSPECIFIED, self.listen.port).into())),
         }?;
-        if self.port != 0 {
+        if self.listen.port != 0 {
             listen::keep_tcp(&self.name, &listener);
         }
         Ok(listener)
     }
 
     fn trouble(&self, error: &io::Error) -> String {
-        let at = match self.ip {
-            Some(ip) => SocketAddr::new(ip, self.port).to_string(),
-            None => format!("port {}", self.port),
+        let at = match self.listen.ip {
+            Some(ip) => SocketAddr::new(ip, self.listen.port).to_string(),
+            None => format!("port {}", self.listen.port),
         };
         let fix = match error.kind() {
-            io::ErrorKind::AddrInUse if self.ip.is_none() => &format!(
+            io::ErrorKind::AddrInUse if self.listen.ip.is_none() => &format!(
                 "; somebody else listens there, on one address at least: if it is the application on a loopback address, let us \
                  listen on this host's own alone (`listen: 10.0.0.7:{}`, if that is it), else give it another port",
-                self.port
+                self.listen.port
             ),
             io::ErrorKind::AddrInUse => {
                 "; somebody else listens there: let the application listen on a loopback address alone, or on another port"
@@ -154,7 +148,7 @@ mod tests {
 
     #[test]
     fn each_socket_that_is_kept_has_a_name_of_its_own() {
-        let name = |ip: &str| Place::new("a", ip.parse().ok(), 80).name;
+        let name = |ip: &str| Place::new("a", Listen { ip: ip.parse().ok(), port: 80 }).name;
         assert_eq!(name(""), "inbound-a-80");
         assert_eq!(name("10.0.0.7"), "inbound-a-10.0.0.7-80");
         assert_eq!(name("fd00::1"), "inbound-a-fd00..1-80");
@@ -164,10 +158,10 @@ mod tests {
     fn who_has_the_application_on_loopback_already_is_told_what_to_write() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let place = Place::new("a", None, port);
+        let place = Place::new("a", Listen { ip: None, port });
         let trouble = place.trouble(&place.bind().unwrap_err());
         assert!(trouble.contains(&format!("`listen: 10.0.0.7:{port}`")), "{trouble}");
-        let place = Place::new("a", Some(Ipv4Addr::LOCALHOST.into()), port);
+        let place = Place::new("a", Listen { ip: Some(Ipv4Addr::LOCALHOST.into()), port });
         let trouble = place.trouble(&place.bind().unwrap_err());
         assert!(trouble.contains("let the application listen on a loopback address alone"), "{trouble}");
     }

@@ -3,7 +3,7 @@ use super::*;
 use crate::config::{Config, ConfigError};
 use std::path::Path;
 
-fn read(inbound: &str) -> Result<Vec<InboundConfig>, String> {
+fn read(inbound: &str) -> Result<Vec<Settings>, String> {
     let text = format!("workloads: {{payments: {{inbound: {inbound}}}}}");
     match Config::parse(Path::new("we-agent.yaml"), &text) {
         Ok(config) => Ok(config.workload("payments").inbound),
@@ -15,7 +15,7 @@ fn read(inbound: &str) -> Result<Vec<InboundConfig>, String> {
 #[test]
 fn two_keys_are_enough() {
     let [inbound] = &read("[{listen: 8443, forward: 8080}]").unwrap()[..] else { panic!() };
-    assert_eq!(inbound.listen, ListenConfig { ip: None, port: 8443 });
+    assert_eq!(inbound.listen, Listen { ip: None, port: 8443 });
     assert_eq!(inbound.forward, Local::Tcp("127.0.0.1:8080".parse().unwrap()));
     assert!(!inbound.permissive && !inbound.proxy_header && inbound.allow.is_empty() && inbound.max_age.is_none());
     assert_eq!(inbound.listen.to_string(), "8443");

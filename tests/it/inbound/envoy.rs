@@ -32,7 +32,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use we_agent::{
     host::Local,
-    inbound::{Listener, Place, Settings, Threads},
+    inbound::{Listen, Listener, Place, Settings, Threads},
     spiffe::X509Context,
     status::{Identity, InboundCounters, InboundPlace, InboundRefusal},
     time::Clock,
@@ -147,7 +147,7 @@ impl Ours {
     async fn start(first: Arc<X509Context>, forward: SocketAddr) -> Self {
         let hour = Duration::from_secs(3600);
         let settings = Settings {
-            id: ID.parse().unwrap(),
+            listen: Listen { ip: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: 0 },
             forward: Local::Tcp(forward),
             permissive: false,
             allow: Vec::new(),
@@ -162,10 +162,10 @@ impl Ours {
         let (fact, mut told) = watch::channel(InboundPlace::Absent);
         let (identity, identities) = watch::channel(Identity { current: Some(first), ..Identity::default() });
         let counters = Arc::new(InboundCounters::default());
-        let (place, threads) =
-            (Place::new("payments", Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), 0), Threads::start().unwrap());
+        let (place, threads) = (Place::new("payments", settings.listen), Threads::start().unwrap());
+        let id = ID.parse().unwrap();
         let stop = CancellationToken::new();
-        let listener = Listener { place, settings, threads, fact, counters: counters.clone() };
+        let listener = Listener { place, id, settings, threads, fact, counters: counters.clone() };
         tokio::spawn(listener.run(identities, Clock::Wall, stop.clone()));
         let bound = told.wait_for(|place| matches!(place, InboundPlace::Bound(_))).await.unwrap().clone();
         let InboundPlace::Bound(at) = bound else { unreachable!() };
