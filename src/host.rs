@@ -10,7 +10,7 @@ mod route;
 mod signal;
 
 pub use limit::{descriptor_limit, raise_descriptor_limit};
-pub use local::{Local, LocalStream};
+pub use local::{Local, LocalStream, undelivered};
 pub use orphans::reap_orphans;
 pub use peer::{Account, Allow, Peer, user_name};
 pub use resolver::Resolver;

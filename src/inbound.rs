@@ -8,7 +8,9 @@
 
 mod accept;
 mod admission;
+mod budget;
 mod connection;
+mod deadlines;
 mod handshake;
 mod header;
 mod hello;
@@ -63,6 +65,7 @@ struct Shared {
     keys: watch::Receiver<Option<Arc<Keys>>>,
     phase: watch::Receiver<Phase>,
     admission: admission::Admission,
+    budget: Arc<budget::Budget>,
     journal: Journal,
 }
 
@@ -97,6 +100,7 @@ impl Listener {
         let drain = settings.drain;
         let shared = Arc::new(Shared {
             admission: admission::Admission::new(settings.max_handshakes),
+            budget: Arc::default(),
             settings,
             counters: counters.clone(),
             keys: receiver,

@@ -1,8 +1,10 @@
 //! A place on this host alone where a program listens.
 
+use super::raw;
 use std::{
     fmt, io,
     net::SocketAddr,
+    os::fd::AsFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -55,6 +57,15 @@ async fn unix(path: &Path) -> io::Result<UnixStream> {
             connected => return connected,
         }
         pause = (pause * 2).min(longest);
+    }
+}
+
+/// How many bytes were written and have not reached the kernel of the far end: a reset would take them away. Once it is gone,
+/// none will.
+pub fn undelivered(stream: &TcpStream) -> usize {
+    match stream.peer_addr() {
+        Ok(_) => raw::unacknowledged(stream.as_fd()).unwrap_or_default(),
+        Err(_) => 0,
     }
 }
 

@@ -75,6 +75,17 @@ pub(crate) fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     }
 }
 
+/// How many bytes were sent that the far end has not acknowledged (`SIOCOUTQ`, tcp(7)).
+///
+/// # Errors
+/// When it is no socket.
+pub(crate) fn unacknowledged(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the kernel writes one `int`, which `bytes` is.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) })?;
+    usize::try_from(bytes).map_err(io::Error::other)
+}
+
 /// A descriptor of the process that has the id now (pidfd_open(2), Linux 5.3).
 ///
 /// # Errors

@@ -3,6 +3,7 @@
 use super::{
     Phase, Shared,
     admission::Ticket,
+    deadlines::{Deadlines, End, Next, quiet},
     handshake::{Welcome, shake},
     header::header,
     pump::Pump,
@@ -30,8 +31,6 @@ use tokio::{
 
 /// Bound on connecting to the application. On this host it takes no time, or the application takes no connections.
 const CONNECT: Duration = Duration::from_secs(3);
-/// From one look whether a connection that is to end is quiet to the next, at most and at least.
-const LOOK: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(10));
 /// From the last sign of life to the first question whether the peer is there, and from one to the next; then it is gone.
 const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
 
@@ -108,7 +107,8 @@ async fn stopping(shared: &Shared) {
 fn refuse(peer: TcpStream, from: SocketAddr, refusal: &Refusal, shared: &Shared) {
     shared.counters.refused(refusal.kind, &refusal.to_string());
     shared.journal.refused(refusal, from);
-    if matches!(refusal.kind, InboundRefusal::NoIdentity | InboundRefusal::Application | InboundRefusal::Evicted) {
+    use InboundRefusal::{Application, Evicted, NoIdentity};
+    if matches!(refusal.kind, NoIdentity | Application | Evicted) {
         let _ = peer.set_zero_linger(); // it may be gone already
     }
 }
@@ -128,7 +128,7 @@ async fn forward(peer: TcpStream, from: SocketAddr, welcome: Welcome, shared: &A
     shared.counters.bytes_in.fetch_add(welcome.said.len() as u64, Relaxed);
     let local = peer.local_addr().ok().filter(|_| settings.proxy_header);
     let header = local.map(|local| header(from, local, &welcome));
-    let mut pump = Pump::new(peer, welcome.tls, application, welcome.said);
+    let mut pump = Pump::new(peer, welcome.tls, application, welcome.said, shared.budget.clone());
     if let Some(header) = header {
         pump.introduce(header);
     }
@@ -165,66 +165,26 @@ fn advice(to: &Local, error: io::ErrorKind) -> &'static str {
     }
 }
 
-/// How a connection ends.
-enum End {
-    /// Both ends have said all they had to say.
-    Said,
-    /// Nothing was moved for as long as that may last.
-    Quiet,
-    /// An end is gone, or we cannot wait any longer.
-    Broken,
-}
-
 /// Moves bytes until the end.
 async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
     let settings = &shared.settings;
-    let born = Instant::now();
-    let old = settings.max_age.map(|age| born + between(age.mul_f64(0.9), age.mul_f64(1.1)));
+    let age = settings.max_age.map(|age| between(age.mul_f64(0.9), age.mul_f64(1.1)));
+    let mut deadlines = Deadlines::new(settings, age, Instant::now());
     let mut phase = shared.phase.clone();
-    let mut ending = ending(*phase.borrow_and_update());
-    let next = |pump: &Pump, ending: Option<Instant>| match ending {
-        Some(until) => until.min(Instant::now() + look(until)),
-        None => old.into_iter().fold(pump.moved + settings.idle, Instant::min),
-    };
-    let mut wake = pin!(sleep_until(next(pump, ending).into()));
+    let mut wake = pin!(sleep_until(Instant::now().into()));
     loop {
+        deadlines.stop = ending(*phase.borrow_and_update());
+        match deadlines.next(Instant::now(), pump.moved, pump.doing()) {
+            Next::Look(at) => wake.as_mut().reset(at.into()),
+            Next::End(end) => return end,
+        }
         tokio::select! {
             biased;
-            end = poll_fn(|cx| pump.poll(cx, &shared.counters)) => return if end.is_ok() { End::Said } else { End::Broken },
-            changed = phase.changed() => match changed {
-                Ok(()) => ending = self::ending(*phase.borrow_and_update()),
-                Err(_) => return End::Broken,
-            },
-            () = &mut wake => {
-                let now = Instant::now();
-                match ending {
-                    // What is on its way and not taken would be lost: that is no regular end.
-                    None if now >= pump.moved + settings.idle => {
-                        return if pump.is_empty() { End::Quiet } else { End::Broken };
-                    }
-                    None if old.is_some_and(|old| now >= old) => ending = Some(now + settings.drain),
-                    // Who was asked and has not answered yet is not quiet, but busy.
-                    Some(until) if pump.rests() && now >= pump.moved + quiet(until, now) => return End::Quiet,
-                    Some(until) if now >= until => return End::Broken,
-                    _ => {}
-                }
-            }
+            turn = poll_fn(|cx| pump.poll(cx, &shared.counters)) => if let Some(end) = turn { return end },
+            changed = phase.changed() => if changed.is_err() { return End::Broken },
+            () = &mut wake => {}
         }
-        wake.as_mut().reset(next(pump, ending).into());
     }
-}
-
-/// For how long nothing must have been moved on a connection that is to end at `until` at the latest: a quarter of the time
-/// that is left. Bytes do not tell a pause in the middle of an answer from the time between two requests. Who has not called
-/// for a while does not hold up the end; and who calls all the time is ended between two calls rather than in one.
-fn quiet(until: Instant, now: Instant) -> Duration {
-    until.saturating_duration_since(now) / 4
-}
-
-/// When to look again: more often towards the end, as less is asked for.
-fn look(until: Instant) -> Duration {
-    let (most, least) = LOOK;
-    (until.saturating_duration_since(Instant::now()) / 4).clamp(least, most)
 }
 
 fn ending(phase: Phase) -> Option<Instant> {
@@ -254,17 +214,5 @@ mod tests {
         let denied = advice(&Local::Unix("/run/app.sock".into()), io::ErrorKind::PermissionDenied);
         assert!(denied.contains("SupplementaryGroups="), "{denied}");
         assert_eq!(advice(&Local::Tcp(closed), io::ErrorKind::AddrNotAvailable), "");
-    }
-
-    #[test]
-    fn less_and_less_has_to_be_quiet() {
-        const SECOND: Duration = Duration::from_secs(1);
-        let now = Instant::now();
-        let quiet = |left| quiet(now + left, now);
-        assert_eq!(quiet(4 * SECOND), SECOND);
-        assert_eq!(quiet(SECOND), SECOND / 4);
-        assert_eq!(quiet(Duration::ZERO), Duration::ZERO);
-        // It neither spins nor sleeps through.
-        assert_eq!((look(now), look(now + 9 * SECOND)), (LOOK.1, LOOK.0));
     }
 }

@@ -1,19 +1,27 @@
 //! Moving bytes between a peer and the application, both ways, until both have said that no more will come.
+//!
+//! The two directions fail by themselves: who listens no more may still have much to say. What comes for it is thrown away,
+//! what it says goes on to its end, and only then is the other told, as it would be on a connection of its own.
 
 use super::{
+    budget::Budget,
+    deadlines::{Doing, End},
     lane::Lane,
-    tls::{BATCH, Buffers, MOST_TAIL, Tls, with_buffers},
+    tls::{Buffers, MOST_RECORD, Tls, with_buffers},
 };
-use crate::{host::LocalStream, status::InboundCounters};
+use crate::{
+    host::{LocalStream, undelivered},
+    status::InboundCounters,
+};
 use std::{
     io,
     pin::Pin,
-    sync::atomic::Ordering::Relaxed,
+    sync::{Arc, atomic::Ordering::Relaxed},
     task::{Context, Poll},
     time::Instant,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, ReadBuf},
     net::TcpStream,
 };
 
@@ -24,6 +32,7 @@ pub(super) struct Pump {
     /// None for a plain client.
     tls: Option<Box<Tls>>,
     application: LocalStream,
+    budget: Arc<Budget>,
     /// From the peer to the application, without TLS.
     inward: Lane,
     /// From the application to the peer, with TLS.
@@ -34,15 +43,25 @@ pub(super) struct Pump {
     pub(super) moved: Instant,
     /// The last bytes were the peer's, so the application may owe an answer.
     asked: bool,
+    /// Nothing more is moved, but as many bytes are still in the kernel.
+    lingers: Option<usize>,
 }
 
 impl Pump {
     /// Begins with what the peer has said already.
-    pub(super) fn new(peer: TcpStream, tls: Option<Box<Tls>>, application: LocalStream, said: Vec<u8>) -> Self {
+    pub(super) fn new(
+        peer: TcpStream,
+        tls: Option<Box<Tls>>,
+        application: LocalStream,
+        said: Vec<u8>,
+        budget: Arc<Budget>,
+    ) -> Self {
         let asked = !said.is_empty();
-        let inward = Lane::new(said, tls.as_ref().is_some_and(|tls| tls.peer_closed));
-        let (outward, moved) = (Lane::default(), Instant::now());
-        Self { peer, tls, application, inward, outward, said_end: false, moved, asked }
+        let (mut inward, outward) = (Lane::new(&budget), Lane::new(&budget));
+        inward.precede(said);
+        inward.ended = tls.as_ref().is_some_and(|tls| tls.peer_closed);
+        let moved = Instant::now();
+        Self { peer, tls, application, budget, inward, outward, said_end: false, moved, asked, lingers: None }
     }
 
     /// What we say to the application ourselves, before the peer.
@@ -50,19 +69,23 @@ impl Pump {
         self.inward.precede(header);
     }
 
-    /// Moves what can be moved. Ready when all was said, or with what broke.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, counters: &InboundCounters) -> Poll<io::Result<()>> {
+    /// Moves what can be moved. Ready at the end; also, once, when an end has broken and only time tells whether the other has
+    /// got the last that it has said.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>, counters: &InboundCounters) -> Poll<Option<End>> {
         let mut any = false;
-        loop {
-            let inward = self.inward(cx, counters)?;
-            let outward = self.outward(cx, counters)?;
-            if self.inward.closed && self.outward.closed {
-                return Poll::Ready(Ok(()));
-            }
-            if !inward && !outward {
+        while self.inward(cx, counters) | self.outward(cx, counters) {
+            self.inward.torn |= self.outward.is_reset();
+            self.outward.torn |= self.inward.is_reset();
+            any = true;
+            if self.inward.is_over() && self.outward.is_over() {
                 break;
             }
-            any = true;
+        }
+        if self.inward.is_closed() && self.outward.is_closed() {
+            return Poll::Ready(Some(End::Said));
+        }
+        if self.inward.is_over() && self.outward.is_over() {
+            return self.linger();
         }
         if any {
             self.moved = Instant::now();
@@ -70,19 +93,31 @@ impl Pump {
         Poll::Pending
     }
 
-    /// Whether nothing is on its way: all that was taken from one end has gone to the other.
-    pub(super) fn is_empty(&self) -> bool {
-        self.inward.is_empty() && self.outward.is_empty()
+    /// A reset takes away what the far end's kernel has not got yet.
+    fn linger(&mut self) -> Poll<Option<End>> {
+        let mut left = undelivered(&self.peer);
+        if let LocalStream::Left(application) = &self.application {
+            left += undelivered(application);
+        }
+        if left == 0 {
+            return Poll::Ready(Some(End::Broken));
+        }
+        let before = self.lingers.replace(left);
+        if before != Some(left) {
+            self.moved = Instant::now();
+        }
+        if before.is_none() { Poll::Ready(None) } else { Poll::Pending }
     }
 
-    /// Whether, besides, the application owes the peer nothing.
-    pub(super) fn rests(&self) -> bool {
-        self.is_empty() && !self.owes()
-    }
-
-    /// It was asked last, or the peer has said its last word and waits.
-    fn owes(&self) -> bool {
-        self.asked || (self.inward.ended && !self.outward.ended)
+    /// What it does.
+    pub(super) fn doing(&self) -> Doing {
+        match () {
+            () if self.lingers.is_some() => Doing::Lingers,
+            () if !self.inward.is_empty() || !self.outward.is_empty() => Doing::Moves,
+            // It was asked last, or the peer has said its last word and waits.
+            () if self.asked || (self.inward.ended && !self.outward.ended) => Doing::Owes,
+            () => Doing::Rests,
+        }
     }
 
     /// Ends a connection on which nothing is on its way, in order: both ends learn that no more will come.
@@ -105,80 +140,88 @@ impl Pump {
     }
 
     /// Whether something was moved from the peer to the application.
-    fn inward(&mut self, cx: &mut Context<'_>, counters: &InboundCounters) -> io::Result<bool> {
-        if self.inward.closed {
-            return Ok(false);
-        }
-        let flushed = self.inward.flush(cx, &mut self.application)?;
+    fn inward(&mut self, cx: &mut Context<'_>, counters: &InboundCounters) -> bool {
+        let flushed = self.inward.flush(cx, &mut self.application);
         if !self.inward.is_empty() {
-            return Ok(flushed);
+            return flushed;
         }
         if self.inward.ended {
-            let shut = Pin::new(&mut self.application).poll_shutdown(cx)?;
-            self.inward.closed = shut.is_ready();
-            return Ok(self.inward.closed || flushed);
+            return flushed | (!self.inward.is_over() && self.inward.close(cx, &mut self.application));
         }
-        Ok(with_buffers(|buffers| self.receive(cx, buffers, counters))? || flushed)
+        match with_buffers(|buffers| self.receive(cx, buffers, counters)) {
+            Ok(moved) => moved | flushed,
+            Err(_) => {
+                self.inward.tear();
+                self.outward.lose();
+                true
+            }
+        }
     }
 
     /// Reads from the peer, if there is anything.
     fn receive(&mut self, cx: &mut Context<'_>, buffers: &mut Buffers, counters: &InboundCounters) -> io::Result<bool> {
         let Buffers { wire, plain, .. } = buffers;
         let tail = self.tls.as_ref().map_or(0, |tls| tls.tail.len());
-        let Poll::Ready(n) = read(cx, &mut self.peer, &mut wire[tail..tail + BATCH])? else { return Ok(false) };
-        let Some(tls) = &mut self.tls else {
-            self.inward.ended = n == 0;
-            self.asked |= n > 0;
-            counters.bytes_in.fetch_add(n as u64, Relaxed);
-            self.inward.send(cx, &mut self.application, &wire[..n])?;
-            return Ok(true);
-        };
-        if n == 0 {
+        let most = tail + self.budget.batch();
+        let Poll::Ready(n) = read(cx, &mut self.peer, &mut wire[tail..most])? else { return Ok(false) };
+        let bytes = match &mut self.tls {
+            None => {
+                self.inward.ended = n == 0;
+                &wire[..n]
+            }
             // Whoever cuts the connection must not pass for a peer that has said all it had to say (RFC 8446, section 6.1).
-            return Err(io::ErrorKind::UnexpectedEof.into());
+            Some(_) if n == 0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Some(tls) => {
+                wire[..tail].copy_from_slice(&tls.tail);
+                plain.clear();
+                let mut answer = Vec::new();
+                let taken = tls.take_in(&mut wire[..tail + n], plain, &mut answer);
+                self.outward.send(cx, &mut self.peer, &answer);
+                let rest = &wire[taken.map_err(io::Error::other)?..tail + n];
+                if rest.len() > MOST_RECORD {
+                    return Err(io::ErrorKind::InvalidData.into());
+                }
+                // Most of the time there is none, and then nothing is kept.
+                tls.tail = rest.to_vec();
+                self.inward.ended = tls.peer_closed;
+                plain.as_slice()
+            }
+        };
+        if !self.inward.is_lost() {
+            self.asked |= !bytes.is_empty();
+            counters.bytes_in.fetch_add(bytes.len() as u64, Relaxed);
         }
-        wire[..tail].copy_from_slice(&tls.tail);
-        plain.clear();
-        let mut answer = Vec::new();
-        let taken = tls.take_in(&mut wire[..tail + n], plain, &mut answer);
-        if !answer.is_empty() {
-            self.outward.send(cx, &mut self.peer, &answer)?;
-        }
-        let rest = &wire[taken.map_err(io::Error::other)?..tail + n];
-        if rest.len() > MOST_TAIL {
-            return Err(io::ErrorKind::InvalidData.into());
-        }
-        // Most of the time there is none, and then nothing is kept.
-        tls.tail = rest.to_vec();
-        self.inward.ended = tls.peer_closed;
-        self.asked |= !plain.is_empty();
-        counters.bytes_in.fetch_add(plain.len() as u64, Relaxed);
-        self.inward.send(cx, &mut self.application, plain)?;
+        self.inward.send(cx, &mut self.application, bytes);
         Ok(true)
     }
 
     /// Whether something was moved from the application to the peer.
-    fn outward(&mut self, cx: &mut Context<'_>, counters: &InboundCounters) -> io::Result<bool> {
-        if self.outward.closed {
-            return Ok(false);
-        }
-        let flushed = self.outward.flush(cx, &mut self.peer)?;
+    fn outward(&mut self, cx: &mut Context<'_>, counters: &InboundCounters) -> bool {
+        let flushed = self.outward.flush(cx, &mut self.peer);
         if !self.outward.is_empty() {
-            return Ok(flushed);
+            return flushed;
         }
         if self.outward.ended {
-            return Ok(self.end_outward(cx)? || flushed);
+            return flushed | (!self.outward.is_over() && self.end_outward(cx));
         }
-        Ok(with_buffers(|buffers| self.answer(cx, buffers, counters))? || flushed)
+        match with_buffers(|buffers| self.answer(cx, buffers, counters)) {
+            Ok(moved) => moved | flushed,
+            Err(_) => {
+                self.outward.tear();
+                self.inward.lose();
+                true
+            }
+        }
     }
 
     /// Reads from the application, if there is anything.
     fn answer(&mut self, cx: &mut Context<'_>, buffers: &mut Buffers, counters: &InboundCounters) -> io::Result<bool> {
         let Buffers { answer, sealed, .. } = buffers;
-        let Poll::Ready(n) = read(cx, &mut self.application, answer)? else { return Ok(false) };
+        let most = self.budget.batch();
+        let Poll::Ready(n) = read(cx, &mut self.application, &mut answer[..most])? else { return Ok(false) };
         self.asked = false;
-        if n == 0 {
-            self.outward.ended = true;
+        self.outward.ended = n == 0;
+        if n == 0 || self.outward.is_lost() {
             return Ok(true);
         }
         counters.bytes_out.fetch_add(n as u64, Relaxed);
@@ -189,22 +232,20 @@ impl Pump {
             }
             None => &answer[..n],
         };
-        self.outward.send(cx, &mut self.peer, bytes)?;
+        self.outward.send(cx, &mut self.peer, bytes);
         Ok(true)
     }
 
-    fn end_outward(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
+    fn end_outward(&mut self, cx: &mut Context<'_>) -> bool {
         if let Some(tls) = self.tls.as_mut().filter(|_| !self.said_end) {
             self.said_end = true;
-            with_buffers(|buffers| {
-                let length = tls.seal_end(&mut buffers.sealed).map_err(io::Error::other)?;
-                self.outward.send(cx, &mut self.peer, &buffers.sealed[..length])
-            })?;
-            return Ok(true);
+            with_buffers(|buffers| match tls.seal_end(&mut buffers.sealed) {
+                Ok(length) => self.outward.send(cx, &mut self.peer, &buffers.sealed[..length]),
+                Err(_) => self.outward.tear(),
+            });
+            return true;
         }
-        let shut = Pin::new(&mut self.peer).poll_shutdown(cx)?;
-        self.outward.closed = shut.is_ready();
-        Ok(self.outward.closed)
+        self.outward.close(cx, &mut self.peer)
     }
 }
 

@@ -14,6 +14,8 @@ use std::{cell::RefCell, fmt, sync::Arc};
 pub(super) const BATCH: usize = 256 * 1024;
 /// The most that may lie unprocessed, in bytes: a record that is not whole, or a message of a handshake in several.
 pub(super) const MOST_TAIL: usize = 64 * 1024;
+/// The longest record, in bytes (RFC 5246, section 6.2.3): what may lie unprocessed after the handshake.
+pub(super) const MOST_RECORD: usize = 5 + RECORD + 2048;
 /// What a record adds to its bytes, at most (RFC 5246, section 6.2.3: 2048; what we negotiate adds less than 64).
 const OVERHEAD: usize = 64;
 /// The bytes that a record carries at most.

@@ -5,6 +5,7 @@
 mod abuse;
 mod callers;
 mod client;
+mod ends;
 mod envoy;
 mod lacking;
 mod mesh;
@@ -18,7 +19,7 @@ use crate::{
 };
 use client::{Pod, WEB};
 use nix::sys::signal::Signal;
-use std::{net::SocketAddr, time::Duration};
+use std::{fmt::Display, net::SocketAddr, time::Duration};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
@@ -60,7 +61,7 @@ impl Drop for Echo {
 }
 
 /// A VM whose one listener takes any free port and forwards to `forward`; `more` are further keys.
-fn vm(lab: &Lab, forward: SocketAddr, more: &str) -> Host {
+fn vm(lab: &Lab, forward: impl Display, more: &str) -> Host {
     let inbound = format!("inbound: [{{listen: '127.0.0.1:0', forward: '{forward}'{more}}}]");
     Host::new()
         .bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"))
@@ -369,9 +370,7 @@ async fn an_application_on_a_unix_socket_is_served_too() {
         let (mut read, mut write) = stream.split();
         tokio::io::copy(&mut read, &mut write).await.unwrap();
     });
-    let host = Host::new().bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"));
-    let inbound = format!("inbound: [{{listen: '127.0.0.1:0', forward: 'unix:{}'}}]", path.display());
-    let (_host, agent, at) = started(host.config(&format!("workloads: {{payments: {{{inbound}}}}}\n"))).await;
+    let (_host, agent, at) = started(vm(&lab, format!("unix:{}", path.display()), "")).await;
     assert_eq!(Pod::new(&lab, WEB).echo(at, b"hello").await, b"hello");
     task.await.unwrap();
     agent.stop().await;
