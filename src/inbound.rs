@@ -20,6 +20,7 @@ mod place;
 mod pump;
 mod refusal;
 mod settings;
+mod share;
 mod threads;
 mod tls;
 
@@ -65,6 +66,7 @@ struct Shared {
     keys: watch::Receiver<Option<Arc<Keys>>>,
     phase: watch::Receiver<Phase>,
     admission: admission::Admission,
+    shares: share::Shares,
     budget: Arc<budget::Budget>,
     journal: Journal,
 }
@@ -100,6 +102,7 @@ impl Listener {
         let drain = settings.drain;
         let shared = Arc::new(Shared {
             admission: admission::Admission::new(settings.max_handshakes),
+            shares: share::Shares::default(),
             budget: Arc::default(),
             settings,
             counters: counters.clone(),

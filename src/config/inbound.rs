@@ -28,6 +28,8 @@ pub(super) fn read(s: &mut Section<'_>) -> Option<Settings> {
     s.set("handshakeTimeout", value::up_to(value::HOUR), &mut handshake);
     let (mut max_connections, mut max_handshakes) = (10_000, 1024);
     s.set("maxConnections", count, &mut max_connections);
+    let mut max_per_identity = max_connections - max_connections / 8;
+    s.set("maxConnectionsPerIdentity", count, &mut max_per_identity);
     s.set("maxHandshakes", count, &mut max_handshakes);
     let mut drain = Duration::from_secs(5);
     s.set("drainTimeout", self::drain, &mut drain);
@@ -59,6 +61,7 @@ pub(super) fn read(s: &mut Section<'_>) -> Option<Settings> {
         idle,
         handshake,
         max_connections,
+        max_per_identity,
         max_handshakes: usize::try_from(max_handshakes).unwrap_or(usize::MAX),
         drain,
     })

@@ -1,9 +1,9 @@
 //! Who may be in a handshake. Half-open connections cost memory, and whoever opens many must not keep others out: at the
-//! bound, the oldest of the address with the most gives way.
+//! bound, the oldest of the address with the most gives way. Of IPv6, whoever has one address has a network of them.
 
 use std::{
     collections::{HashMap, VecDeque},
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::oneshot;
@@ -44,6 +44,7 @@ impl Admission {
 
     /// A place, always; somebody else may lose theirs.
     pub(super) fn enter(&self, address: IpAddr) -> Ticket {
+        let address = origin(address);
         let (sender, evicted) = oneshot::channel();
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.count >= self.most {
@@ -54,6 +55,14 @@ impl Admission {
         table.count += 1;
         table.by_address.entry(address).or_default().push_back((number, sender));
         Ticket { table: self.table.clone(), address, number, evicted }
+    }
+}
+
+/// What one host has at least: an address, and of IPv6 a /64.
+fn origin(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64))),
+        ip => ip,
     }
 }
 
@@ -100,10 +109,25 @@ impl Drop for Ticket {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn lost(ticket: &mut Ticket) -> bool {
         ticket.evicted.try_recv().is_ok()
+    }
+
+    #[test]
+    fn who_has_a_network_counts_once() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let admission = Admission::new(4);
+        let [mut honest, mut old] = ["2001:db8:0:2::1", "::ffff:10.0.0.1"].map(|text| admission.enter(ip(text)));
+        let other = admission.enter(ip("::ffff:10.0.0.2"));
+        let mut held: Vec<_> = (0..100).map(|n| admission.enter(ip(&format!("2001:db8:0:1::{n:x}")))).collect();
+        assert!(!lost(&mut honest) && !lost(&mut old));
+        assert_eq!(held.iter_mut().map(lost).filter(|lost| !lost).count(), 1);
+        drop((held, other));
+        assert_eq!(origin(ip("10.0.0.1")), origin(ip("::ffff:10.0.0.1")));
+        assert_ne!(origin(ip("10.0.0.1")), origin(ip("10.0.0.2")));
     }
 
     #[test]

@@ -107,14 +107,19 @@ async fn stopping(shared: &Shared) {
 fn refuse(peer: TcpStream, from: SocketAddr, refusal: &Refusal, shared: &Shared) {
     shared.counters.refused(refusal.kind, &refusal.to_string());
     shared.journal.refused(refusal, from);
-    use InboundRefusal::{Application, Evicted, NoIdentity};
-    if matches!(refusal.kind, NoIdentity | Application | Evicted) {
+    use InboundRefusal::{Application, Evicted, NoIdentity, TooMany};
+    if matches!(refusal.kind, NoIdentity | Application | Evicted | TooMany) {
         let _ = peer.set_zero_linger(); // it may be gone already
     }
 }
 
 async fn forward(peer: TcpStream, from: SocketAddr, welcome: Welcome, shared: &Arc<Shared>) {
     let settings = &shared.settings;
+    let Some(_share) = shared.shares.take(&welcome.caller, settings.max_per_identity) else {
+        let who = welcome.caller.as_ref().map_or("clients without TLS have".to_owned(), |id| format!("{id} has"));
+        let text = format!("{who} {} connections open already (maxConnectionsPerIdentity)", settings.max_per_identity);
+        return refuse(peer, from, &Refusal::new(InboundRefusal::TooMany, text), shared);
+    };
     let application = match connect(&settings.forward).await {
         Ok(application) => application,
         Err(cause) => {

@@ -4,9 +4,10 @@ use super::{
     Shared,
     hello::{self, First, Hello},
     refusal::Refusal,
+    share::Caller,
     tls::{MOST_TAIL, Tls},
 };
-use crate::status::InboundRefusal;
+use crate::{spiffe::id_of, status::InboundRefusal};
 use bytes::BufMut;
 use std::{
     sync::Arc,
@@ -26,6 +27,8 @@ const READ: usize = 2048;
 
 /// A peer that may call.
 pub(super) struct Welcome {
+    /// Who it is.
+    pub(super) caller: Caller,
     /// None for a plain client of a permissive listener.
     pub(super) tls: Option<Box<Tls>>,
     /// What it has said already.
@@ -36,7 +39,7 @@ pub(super) struct Welcome {
 
 impl Welcome {
     fn plain(said: Vec<u8>) -> Self {
-        Self { tls: None, said, server_name: None }
+        Self { caller: None, tls: None, said, server_name: None }
     }
 }
 
@@ -63,7 +66,8 @@ pub(super) async fn shake(peer: &mut TcpStream, shared: &Arc<Shared>) -> Result<
     let begin = Instant::now();
     let (tls, said) = negotiate(peer, shared, &hello, inbox).await?;
     shared.counters.handshake(begin.elapsed());
-    Ok(Welcome { tls: Some(tls), said, server_name: hello.server_name })
+    let caller = tls.state().peer_certificates().and_then(|chain| id_of(chain.first()?));
+    Ok(Welcome { caller, tls: Some(tls), said, server_name: hello.server_name })
 }
 
 async fn negotiate(

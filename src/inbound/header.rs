@@ -1,7 +1,7 @@
 //! The header that tells the application who calls: PROXY protocol, version 2 (haproxy's proxy-protocol.txt, section 2.2).
 
 use super::handshake::Welcome;
-use crate::spiffe::{SpiffeId, id_of};
+use crate::spiffe::SpiffeId;
 use rustls::ProtocolVersion;
 use std::net::{IpAddr, SocketAddr};
 
@@ -27,7 +27,6 @@ pub(super) fn header(peer: SocketAddr, local: SocketAddr, welcome: &Welcome) -> 
     let family = if body.len() == 12 { TCP4 } else { TCP6 };
     if let Some(tls) = &welcome.tls {
         let state = tls.state();
-        let id = state.peer_certificates().and_then(|chain| id_of(chain.first()?));
         if let Some(protocol) = state.alpn_protocol() {
             field(&mut body, ALPN, protocol);
         }
@@ -38,8 +37,8 @@ pub(super) fn header(peer: SocketAddr, local: SocketAddr, welcome: &Welcome) -> 
             Some(ProtocolVersion::TLSv1_2) => "TLSv1.2",
             _ => "TLSv1.3",
         };
-        field(&mut body, SSL, &ssl(version, id.as_ref()));
-        if let Some(id) = &id {
+        field(&mut body, SSL, &ssl(version, welcome.caller.as_ref()));
+        if let Some(id) = &welcome.caller {
             field(&mut body, SPIFFE_ID, id.as_str().as_bytes());
         }
     }
@@ -86,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_plain_client_has_its_addresses_alone() {
-        let welcome = Welcome { tls: None, said: Vec::new(), server_name: None };
+        let welcome = Welcome { caller: None, tls: None, said: Vec::new(), server_name: None };
         let (peer, local) = ("10.0.0.1:258".parse().unwrap(), "[::ffff:10.0.0.2]:3".parse().unwrap());
         let bytes = header(peer, local, &welcome);
         assert_eq!(bytes[..12], SIGNATURE);

@@ -29,6 +29,8 @@ pub struct Settings {
     /// `maxConnections`: for one more, the oldest handshake of the busiest address is ended; without one it is refused
     /// (10,000).
     pub max_connections: u64,
+    /// `maxConnectionsPerIdentity`: for one more of the same caller, it is refused (seven eighths of `maxConnections`).
+    pub max_per_identity: u64,
     /// `maxHandshakes`: for one more in flight, the oldest of the busiest address is ended (1,024).
     pub max_handshakes: usize,
     /// `drainTimeout`: how long open connections may go on when the service stops (5 s, at most 60 s). During a restart new

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod abuse;
+mod bounds;
 mod callers;
 mod client;
 mod ends;
@@ -373,6 +374,8 @@ async fn an_application_on_a_unix_socket_is_served_too() {
     let (_host, agent, at) = started(vm(&lab, format!("unix:{}", path.display()), "")).await;
     assert_eq!(Pod::new(&lab, WEB).echo(at, b"hello").await, b"hello");
     task.await.unwrap();
+    // What it cannot be told is said.
+    assert!(inbound(&agent).notes.iter().any(|note| note.contains("is cut off")), "{:?}", inbound(&agent).notes);
     agent.stop().await;
 }
 

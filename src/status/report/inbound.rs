@@ -27,7 +27,7 @@ words! {
         Timeout = "timeout",
         /// Too many handshakes were in flight, or connections open, and this was the oldest handshake of the busiest address.
         Evicted = "evicted",
-        /// Too many connections were open.
+        /// Too many connections were open, or too many of one identity.
         TooMany = "too_many",
         /// The application does not take connections.
         Application = "application",

@@ -156,6 +156,7 @@ impl Ours {
             idle: hour,
             handshake: SOON,
             max_connections: 100,
+            max_per_identity: 100,
             max_handshakes: 100,
             drain: Duration::from_secs(1),
         };
