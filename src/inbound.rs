@@ -111,15 +111,18 @@ impl Listener {
             journal: Journal::new(tracing::Span::current()),
         });
         let spare = listener.try_clone();
-        let accepting = threads.run(accept::run(listener, shared, threads.clone(), stop.clone()));
+        let mut accepting = threads.run(accept::run(listener, shared, threads.clone(), stop.clone()));
         loop {
             let (known, now) = (identity.borrow_and_update().clone(), clock.now());
             tell(&fact, place_of(at, &known, keys.borrow().is_some(), now));
             let valid = known.valid(now).is_some();
             tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                // We are started again.
+                _ = &mut accepting => return tell(&fact, InboundPlace::Failed("connections are not taken".to_owned())),
                 Ok(()) = identity.changed() => {}
                 () = clock.until(|now| next_look(&known, valid, now)) => {}
-                () = stop.cancelled() => break,
             }
             keys.send_replace(keys_of(&identity.borrow(), &guard, clock.now()));
         }

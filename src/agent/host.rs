@@ -8,7 +8,10 @@ use crate::{
     status::{WorkloadStatus, Workloads},
     systemd::Listeners,
 };
-use std::sync::{Arc, OnceLock};
+use std::{
+    io,
+    sync::{Arc, OnceLock},
+};
 use tokio::{sync::watch, time::Instant};
 
 /// The host, as it is given to each workload. Clones are the same.
@@ -45,16 +48,13 @@ impl Host {
     }
 
     /// Of the inbound data path, from the first workload on that has one.
-    pub(super) fn threads(&self) -> Option<Threads> {
-        if let Some(threads) = self.threads.get() {
-            return Some(threads.clone());
-        }
-        match Threads::start() {
-            Ok(threads) => Some(self.threads.get_or_init(|| threads).clone()),
-            Err(error) => {
-                tracing::error!(cause = %error, "no threads for inbound connections, so nobody listens");
-                None
-            }
+    ///
+    /// # Errors
+    /// When the system gives none.
+    pub(super) fn threads(&self) -> io::Result<Threads> {
+        match self.threads.get() {
+            Some(threads) => Ok(threads.clone()),
+            None => Threads::start().map(|threads| self.threads.get_or_init(|| threads).clone()),
         }
     }
 

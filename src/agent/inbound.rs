@@ -1,16 +1,17 @@
 //! From what is configured to inbound listeners.
 
 use crate::{
+    command::words,
     health::Detour,
     host::Local,
     inbound::{Listener, Place, Settings, Threads},
     spiffe::SpiffeId,
-    status::{InboundCounters, InboundPlace},
+    status::{InboundCounters, InboundPlace, tell},
     systemd::Listeners,
     workload::{ProbeMethod, ReadinessProbe, Workload},
 };
 use serde_json::Value;
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, io, sync::Arc};
 use tokio::sync::watch;
 
 /// The listener of a workload at one of its places, with the ends of its facts.
@@ -24,6 +25,19 @@ pub(super) fn listener(
 ) -> Listener {
     let place = place(workload, inbound).inherit(given);
     Listener { place, id: id.clone(), settings: inbound.clone(), threads, fact, counters }
+}
+
+/// A listener without threads is one that cannot listen, and is told as such.
+pub(super) fn no_threads(fact: &watch::Sender<InboundPlace>, error: &io::Error) {
+    let cause = format!(
+        "the system gives no threads for inbound connections, so nobody listens: {}; raise its bound (TasksMax= of the service)",
+        words(error)
+    );
+    let news = InboundPlace::Failed(cause.clone());
+    if *fact.borrow() != news {
+        tracing::error!(cause, "no inbound listener, tried again");
+    }
+    tell(fact, news);
 }
 
 /// Where a workload listens.
@@ -41,6 +55,7 @@ pub(super) fn notes(workload: &Workload, inbound: &[Settings]) -> Vec<Vec<String
             notes.extend(unserved(&announced, &served));
         }
         let probe = workload.probe.as_ref();
+        notes.extend(endless(&inbound.forward));
         notes.extend(probe.and_then(|probe| misplaced(probe, workload.probe_localhost, inbound, &served)));
         notes
     };
@@ -98,6 +113,16 @@ fn misplaced(probe: &ReadinessProbe, localhost: bool, inbound: &Settings, served
     })
 }
 
+/// What to say when the application cannot be told that its caller did not end in order: no reset can be sent there.
+fn endless(forward: &Local) -> Option<String> {
+    matches!(forward, Local::Unix(_)).then(|| {
+        format!(
+            "to an application on a unix socket, a caller whose TLS is cut off looks like one that has said all it had to say: let \
+             it listen on a loopback address instead of {forward}, unless its protocol tells where a message ends (HTTP does)"
+        )
+    })
+}
+
 fn list(ports: &[u16]) -> String {
     let texts: Vec<_> = ports.iter().map(u16::to_string).collect();
     format!("port{} {}", if texts.len() == 1 { "" } else { "s" }, texts.join(", "))
@@ -134,6 +159,19 @@ mod tests {
                 .is_some_and(|note| note.starts_with("the WorkloadGroup announces port 8443, where"))
         );
         assert_eq!(unserved(&[], &[80]), None);
+    }
+
+    #[test]
+    fn without_threads_nobody_is_served() {
+        let fact = watch::Sender::default();
+        no_threads(&fact, &io::ErrorKind::WouldBlock.into());
+        assert!(fact.borrow().unserved().is_some_and(|cause| cause.contains("TasksMax=")));
+    }
+
+    #[test]
+    fn who_cannot_be_told_of_a_cut_is_named() {
+        assert_eq!(endless(&Local::Tcp("127.0.0.1:80".parse().unwrap())), None);
+        assert!(endless(&Local::Unix("/run/app.sock".into())).is_some_and(|note| note.contains("unix:/run/app.sock")));
     }
 
     #[test]

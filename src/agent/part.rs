@@ -225,7 +225,7 @@ impl Part {
             }
             Self::Inbound { id, settings } => {
                 let facts = writers.inbound(&settings.listen.to_string());
-                let threads = host.threads()?;
+                let threads = host.threads().map_err(|error| inbound::no_threads(&facts.0, &error)).ok()?;
                 let listener = inbound::listener(&workload.name, &id, &settings, &host.listeners, threads, facts);
                 Box::pin(listener.run(identity, clock, stop))
             }

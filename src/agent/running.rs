@@ -30,7 +30,10 @@ pub(super) struct Running {
 impl Running {
     fn is_over(&self) -> bool {
         self.task.is_finished()
-            || self.listens.as_ref().is_some_and(|place| !matches!(*place.borrow(), InboundPlace::Bound(_)))
+            || self
+                .listens
+                .as_ref()
+                .is_some_and(|place| !matches!(*place.borrow(), InboundPlace::Bound(_) | InboundPlace::Deaf { .. }))
     }
 }
 
