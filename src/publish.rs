@@ -2,9 +2,12 @@
 
 mod authority;
 mod budget;
+mod call;
 mod consumers;
 mod files;
+mod grpc;
 mod hook;
+mod offer;
 mod policy;
 mod refusals;
 mod sds;

@@ -1,34 +1,16 @@
 //! Who takes the identity from the socket, and which version of it: the fact, and the one way to write it.
 
 use super::refusals::Refusals;
-use crate::{
-    spiffe::{X509Bundle, X509Svid},
-    status,
-};
-use std::{
-    hash::{DefaultHasher, Hash as _, Hasher as _},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use crate::status;
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
 /// The number of the next stream: several sockets write to one fact.
 static NEXT: AtomicU64 = AtomicU64::new(0);
-
-/// How a certificate is called towards consumers: by its serial number, which makes Envoy's `version_text` readable.
-pub(super) fn version_of_svid(svid: &X509Svid) -> Arc<str> {
-    svid.serial().into()
-}
-
-/// How roots are called: by a hash of their set.
-pub(super) fn version_of_roots(bundle: &X509Bundle) -> Arc<str> {
-    let mut hash = DefaultHasher::new();
-    bundle.roots().for_each(|root| root.as_ref().hash(&mut hash));
-    format!("{:016x}", hash.finish()).into()
-}
 
 /// The consumers of one connection's peer. Cheap to clone.
 #[derive(Debug, Clone)]

@@ -4,119 +4,91 @@
 //!
 //! Envoy takes and serves whatever BoringSSL can load: expired, not valid yet, without intermediates. So nothing is
 //! sent but what was verified when it was made and is valid now.
+//!
+//! A name that is not known here is answered in the incremental form as one that has been removed: Envoy goes on without
+//! it, and so do the other names. The state of the world has no word for it, so that the stream ends with the reason, as
+//! SPIRE's does: Envoy tells it and asks again, and its other names are on other streams.
 
-mod grpc;
-mod secrets;
 mod subscription;
-mod talk;
 mod wire;
 
-pub(in crate::publish) use secrets::Secrets;
-
 use super::{
-    budget::{Budget, Share},
-    consumers::Consumers,
+    call::{Method, Next},
+    consumers::Seat,
+    offer::{Name, Offer},
 };
-use crate::{
-    proto::envoy::service::secret::v3::{DeltaSecretRequest, SecretRequest},
-    time::Clock,
-};
-use grpc::Requests;
-use http::{Request, Response};
-use hyper::body::Incoming;
-use std::{
-    marker::PhantomData,
-    pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll},
-};
-use talk::Talk;
-use tokio::sync::watch;
-use tokio_stream::Stream;
-use tokio_util::task::AbortOnDropHandle;
-use tonic::{Status, body::Body};
-use tracing::Instrument as _;
+use std::{marker::PhantomData, time::SystemTime};
+use subscription::{Subscription, Verdict};
+use tonic::Status;
+pub(super) use wire::Request;
 
 /// The name of the service.
 pub(super) const SERVICE: &str = "envoy.service.secret.v3.SecretDiscoveryService";
 
-/// The service, for one connection.
-pub(super) struct Sds {
-    /// What is to be sent.
-    pub(super) secrets: watch::Receiver<Secrets>,
-    /// Where consumers are kept.
-    pub(super) consumers: Consumers,
-    /// What the user has room for.
-    pub(super) budget: Budget,
-    /// When it is.
-    pub(super) clock: Clock,
-}
-
-impl Sds {
-    /// The response to a call of this service, for which there is room.
-    pub(super) fn answer(&self, request: Request<Incoming>, room: Share) -> Response<Body> {
-        match request.uri().path().rsplit('/').next() {
-            Some("StreamSecrets") => self.begin::<SecretRequest>(request.into_body(), room),
-            Some("DeltaSecrets") => self.begin::<DeltaSecretRequest>(request.into_body(), room),
-            other => Status::unimplemented(format!(
-                "{:.64}: here are StreamSecrets and DeltaSecrets",
-                other.unwrap_or_default()
-            ))
-            .into_http(),
-        }
-    }
-
-    fn begin<R: wire::Request>(&self, requests: Incoming, room: Share) -> Response<Body> {
-        let talk = Arc::new(Mutex::new(Talk::new(self.consumers.seat("sds"))));
-        let listening = listen(Requests::<R>::new(requests, self.budget.clone()), self.secrets.clone(), talk.clone());
-        grpc::response(Answers::<R> {
-            talk,
-            secrets: self.secrets.clone(),
-            clock: self.clock,
-            _listening: AbortOnDropHandle::new(tokio::spawn(listening.in_current_span())),
-            _room: room,
-            kind: PhantomData,
-        })
-    }
-}
-
-/// Hears a consumer, whether or not it reads its answers: nothing that it sends waits here.
-#[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice, and consumers are many")]
-fn listen<R: wire::Request>(
-    mut requests: Requests<R>,
-    mut secrets: watch::Receiver<Secrets>,
-    talk: Arc<Mutex<Talk>>,
-) -> impl Future<Output = ()> + Send {
-    async move {
-        while !lock(&talk).has_failed() {
-            let asks = lock(&talk).is_open();
-            tokio::select! {
-                request = requests.next(), if asks => lock(&talk).heard(request),
-                changed = secrets.changed() => lock(&talk).news(changed.is_ok()),
-            }
-        }
-    }
-}
-
-fn lock(talk: &Mutex<Talk>) -> MutexGuard<'_, Talk> {
-    talk.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The responses of one stream, made when the consumer has room for them. A consumer that does not read is sent nothing,
-/// and later only the newest; nobody waits for it.
-struct Answers<R> {
-    talk: Arc<Mutex<Talk>>,
-    secrets: watch::Receiver<Secrets>,
-    clock: Clock,
-    _listening: AbortOnDropHandle<()>,
-    _room: Share,
+/// One stream, in the form of `R`.
+pub(super) struct Sds<R> {
+    subscription: Subscription,
+    seat: Seat,
+    /// Whether it asks no more: it is sent what it still waits for.
+    asked: bool,
     kind: PhantomData<fn() -> R>,
 }
 
-impl<R: wire::Request> Stream for Answers<R> {
-    type Item = Result<R::Response, Status>;
+impl<R> Sds<R> {
+    /// A stream on which nothing was asked yet.
+    pub(super) fn new(seat: Seat) -> Self {
+        Self { subscription: Subscription::default(), seat, asked: false, kind: PhantomData }
+    }
+}
 
-    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        lock(&self.talk).poll_answer::<R>(&self.secrets.borrow(), self.clock.now(), cx)
+impl<R: Request> Method for Sds<R> {
+    type Request = R;
+    /// Envoy's first message is some 60 kB, for it lists its extensions; the most is four times that.
+    const MAX_REQUEST: usize = 256 << 10;
+
+    fn hear(&mut self, request: Option<R>) -> Result<(), Status> {
+        let Some(request) = request else {
+            self.asked = true;
+            return Ok(());
+        };
+        let ask = request.read()?;
+        if let Some(node) = &ask.node {
+            self.seat.named(node);
+        }
+        match self.subscription.hear(&ask) {
+            None => {}
+            Some(Verdict::Accepted(versions)) => {
+                versions.into_iter().for_each(|(name, version)| self.seat.accepted(name.as_str(), version));
+            }
+            Some(Verdict::Refused(versions, why)) => {
+                versions.into_iter().for_each(|(name, version)| self.seat.refused(name.as_str(), &version, &why));
+            }
+        }
+        if self.subscription.unknown() > wire::MAX_NAMES {
+            return Err(Status::invalid_argument("too many names that are not here; there are default and ROOTCA"));
+        }
+        for name in &ask.unknown {
+            Name::parse(name).err().iter().for_each(|why| self.seat.turned_away(why));
+        }
+        let names: Vec<_> = self.subscription.names().map(Name::as_str).collect();
+        self.seat.wants(&names);
+        Ok(())
+    }
+
+    fn next(&mut self, offer: &Offer, now: SystemTime) -> Next {
+        match self.subscription.reply(offer, now) {
+            Some(reply) => {
+                for secret in &reply.secrets {
+                    self.seat.sent(secret.name.as_str(), secret.version.clone());
+                }
+                Next::Answer(R::write(reply))
+            }
+            None if self.asked && self.subscription.has_all() => Next::End(Status::ok("")),
+            None => Next::Wait,
+        }
+    }
+
+    fn seat(&self) -> &Seat {
+        &self.seat
     }
 }

@@ -13,15 +13,15 @@ pub use place::Place;
 use super::{
     budget::{self, Budget},
     consumers::Consumers,
+    offer::Offer,
     policy::Policy,
     refusals::Refusals,
-    sds::Secrets,
 };
 use crate::{
     status::{self, Identity, Publication},
     time::Clock,
 };
-use connection::{Connection, Services};
+pub(super) use connection::{Connection, Services};
 use places::Places;
 use std::{collections::HashMap, io, sync::Arc, time::Duration};
 use tokio::{
@@ -54,12 +54,11 @@ pub async fn serve(
     clock: Clock,
     shutdown: CancellationToken,
 ) {
-    // Streams end when these do.
-    let (secrets, newest) = (watch::Sender::new(Secrets::default()), watch::Sender::new(Identity::default()));
+    // Streams end when this does.
+    let offers = watch::Sender::new(Offer::default());
     let services = Services {
         policy: Arc::new(policy),
-        secrets: secrets.subscribe(),
-        identity: newest.subscribe(),
+        offers: offers.subscribe(),
         consumers: Consumers::new(consumers),
         clock,
         shutdown: shutdown.clone(),
@@ -76,9 +75,10 @@ pub async fn serve(
                 if changed.is_err() {
                     break;
                 }
-                let identity = identity.borrow_and_update().clone();
-                offer(&identity, &secrets, &mut places, clock);
-                newest.send_replace(identity);
+                offers.send_if_modified(|offer| offer.follow(&identity.borrow_and_update(), clock.now()));
+                if let Some(serial) = offers.borrow().serial() {
+                    places.offer(serial);
+                }
             }
             () = crowd.left() => {}
             came = places.accept(), if crowd.connections.len() < MAX => match came {
@@ -90,20 +90,9 @@ pub async fn serve(
             },
         }
     }
-    drop((secrets, newest));
+    drop(offers);
     let _ = timeout(FAREWELL, crowd.gone()).await;
     places.end();
-}
-
-/// Encodes the newest SVID, if it is another one and valid. An invalid one changes nothing: those who have something
-/// keep it.
-fn offer(identity: &Identity, secrets: &watch::Sender<Secrets>, places: &mut Places, clock: Clock) {
-    let Some(context) = identity.valid(clock.now()) else { return };
-    if secrets.borrow().is_of(context) {
-        return;
-    }
-    secrets.send_replace(Secrets::of(context));
-    places.offer(context.svid.serial());
 }
 
 /// Everybody who is connected.

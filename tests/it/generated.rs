@@ -1,35 +1,13 @@
 //! The generated protocol code is committed, so that nobody needs a protobuf compiler; this test keeps it fresh.
 //! After a change of a `.proto` file: `WE_AGENT_REGENERATE=1 cargo test --test it generated`.
 
-use prost_build::{Config, Service, ServiceGenerator};
+use prost_build::Config;
 use std::{error::Error, fs, path::Path};
-
-/// Of this service the agent is the server.
-const SERVED: &str = "SpiffeWorkloadAPI";
-
-/// A stub for the end of the wire that we are.
-struct Stubs {
-    client: Box<dyn ServiceGenerator>,
-    server: Box<dyn ServiceGenerator>,
-    /// Of every service, as the lab is.
-    serves_all: bool,
-}
-
-impl ServiceGenerator for Stubs {
-    fn generate(&mut self, service: Service, code: &mut String) {
-        let served = self.serves_all || service.proto_name == SERVED;
-        if served { &mut self.server } else { &mut self.client }.generate(service, code);
-    }
-
-    fn finalize(&mut self, code: &mut String) {
-        self.client.finalize(code);
-        self.server.finalize(code);
-    }
-}
 
 #[test]
 fn protocol_code_is_fresh() -> Result<(), Box<dyn Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // The agent is a client of all services of which it has a stub, and the lab the server.
     for (dir, server) in [("src/proto", false), ("tests/lab/src/proto", true)] {
         fresh(&root.join(dir), server)?;
     }
@@ -44,13 +22,6 @@ fn fresh(dir: &Path, server: bool) -> Result<(), Box<dyn Error>> {
         .collect();
     protos.sort();
     let out = tempfile::tempdir()?;
-    let stub = |client| {
-        tonic_prost_build::configure()
-            .build_client(client)
-            .build_server(!client)
-            .build_transport(false)
-            .service_generator()
-    };
     let mut config = Config::new();
     config.out_dir(out.path()).include_file("mod.rs").bytes([".envoy.service.secret.v3"]);
     // What can hold a private key has no Debug: nothing can print it by accident.
@@ -60,7 +31,8 @@ fn fresh(dir: &Path, server: bool) -> Result<(), Box<dyn Error>> {
         ".X509SVID",
         ".X509SVIDResponse",
     ]);
-    config.service_generator(Box::new(Stubs { client: stub(true), server: stub(false), serves_all: server }));
+    let stubs = tonic_prost_build::configure().build_client(!server).build_server(server).build_transport(false);
+    config.service_generator(stubs.service_generator());
     config.compile_fds(protox::compile(&protos, [dir])?)?;
     let committed = dir.join("gen");
     if std::env::var_os("WE_AGENT_REGENERATE").is_some() {

@@ -81,4 +81,7 @@ pub struct DeltaSecretResponse {
     pub type_url: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub nonce: ::prost::alloc::string::String,
+    /// The names of what was asked for and is not here.
+    #[prost(string, repeated, tag = "6")]
+    pub removed_resources: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }

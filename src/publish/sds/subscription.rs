@@ -1,6 +1,7 @@
 //! What one stream has asked for, was sent, and has said to it: pure.
 
-use super::secrets::{Name, Secret, Secrets};
+use super::{Name, Offer};
+use crate::publish::offer::Secret;
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 /// A request of either protocol, read.
@@ -10,6 +11,8 @@ pub(in crate::publish) struct Ask {
     pub(super) node: Option<String>,
     /// What is wanted from now on.
     pub(super) names: Names,
+    /// What is wanted and is not here.
+    pub(super) unknown: Vec<String>,
     /// Of the response that is answered; empty in a first request.
     pub(super) nonce: String,
     /// Why that response was refused (NACK); none in an ACK.
@@ -52,6 +55,8 @@ pub(super) enum Verdict {
 pub(in crate::publish) struct Reply<'a> {
     pub(super) nonce: String,
     pub(super) secrets: Vec<&'a Secret>,
+    /// What is not here.
+    pub(super) unknown: Vec<String>,
 }
 
 /// One stream. The newest secret is sent once; neither ACK nor NACK is answered, for the next secret is the retry.
@@ -59,6 +64,8 @@ pub(in crate::publish) struct Reply<'a> {
 pub(super) struct Subscription {
     /// What is wanted, and the version that was sent last.
     wanted: BTreeMap<Name, Option<Arc<str>>>,
+    /// What is wanted, is not here, and has not been answered yet.
+    unknown: Vec<String>,
     /// How many responses were sent: the nonce of the last.
     sent: u64,
     /// What was in the last response; empty once it was answered.
@@ -88,6 +95,7 @@ impl Subscription {
                 self.wanted.retain(|name, _| !drop.contains(name));
             }
         }
+        self.unknown.extend_from_slice(&ask.unknown);
         if !current || self.unanswered.is_empty() {
             return None;
         }
@@ -103,6 +111,11 @@ impl Subscription {
         self.wanted.keys().copied()
     }
 
+    /// How much there is to be said of what is not here.
+    pub(super) fn unknown(&self) -> usize {
+        self.unknown.len()
+    }
+
     /// Whether everything wanted was sent, in whatever version: who asks no more has had its answer.
     pub(super) fn has_all(&self) -> bool {
         self.wanted.values().all(Option::is_some)
@@ -110,21 +123,21 @@ impl Subscription {
 
     /// What is to be sent now: everything wanted whose newest version was not sent yet. None while that is not there,
     /// or has expired: the answer is held, so that Envoy waits and does not retry with its long back-off.
-    pub(super) fn reply<'a>(&mut self, secrets: &'a Secrets, now: SystemTime) -> Option<Reply<'a>> {
+    pub(super) fn reply<'a>(&mut self, offer: &'a Offer, now: SystemTime) -> Option<Reply<'a>> {
         let mut due = Vec::new();
         for (name, version) in &mut self.wanted {
-            let Some(secret) = secrets.get(*name, now) else { continue };
+            let Some(secret) = offer.secret(*name, now) else { continue };
             if version.as_ref() != Some(&secret.version) {
                 *version = Some(secret.version.clone());
                 due.push(secret);
             }
         }
-        if due.is_empty() {
+        if due.is_empty() && self.unknown.is_empty() {
             return None;
         }
         self.sent += 1;
         self.unanswered = due.iter().map(|secret| (secret.name, secret.version.clone())).collect();
-        Some(Reply { nonce: self.sent.to_string(), secrets: due })
+        Some(Reply { nonce: self.sent.to_string(), secrets: due, unknown: std::mem::take(&mut self.unknown) })
     }
 }
 

@@ -1,36 +1,42 @@
-//! One connection: HTTP/2, on which both services answer.
+//! One connection.
+//!
+//! ```text
+//!  socket ─► authority ─► h2 ─► a table of methods ─► for each call, a task:  grpc ◄─► call ◄─ offer
+//!                                  sds: StreamSecrets, DeltaSecrets
+//!                                  workload_api: FetchX509SVID, FetchX509Bundles
+//!                                  UNIMPLEMENTED: all others
+//! ```
+//!
+//! What comes in on a call are messages (`grpc`), which its method (`sds`, `workload_api`) hears; whenever there is
+//! something new to be said (`offer`) and room for it, the method says it (`call`).
 
 use crate::{
     host::Peer,
-    proto::spiffe_workload_api_server::{self as workload_api, SpiffeWorkloadApiServer},
+    proto::envoy::service::secret::v3::{DeltaSecretRequest, SecretRequest},
     publish::{
         authority::Adapter,
         budget::{self, Budget, Share},
+        call::{self, Method},
         consumers::Consumers,
+        grpc::{self, Answers, Requests},
+        offer::Offer,
         policy::Policy,
-        sds::{self, Sds, Secrets},
-        workload_api::{SECURITY_HEADER, WorkloadApi},
+        sds::{self, Sds},
+        workload_api::{self, Updates},
     },
-    status::Identity,
     time::Clock,
 };
-use http::{HeaderValue, Request, Response};
-use http_body_util::BodyExt as _;
-use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use std::{
-    convert::Infallible,
-    pin::pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+use bytes::Bytes;
+use h2::{
+    RecvStream,
+    server::{self, SendResponse},
 };
+use http::{Request, request::Parts};
+use std::{sync::Arc, time::Duration};
 use tokio::{net::UnixStream, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::{Status, body::Body, codegen::Service as _};
-use tracing::debug;
+use tonic::Status;
+use tracing::{Instrument as _, debug};
 
 /// Streams at a time on one connection. Envoy has one for each secret that it is configured with.
 const MAX_STREAMS: u32 = 16;
@@ -43,8 +49,6 @@ const MAX_HEADERS: u32 = 16 << 10;
 const WINDOW: u32 = (64 << 10) - 1;
 /// What is kept for a stream that does not read, in bytes; another answer may begin below it.
 const MAX_UNREAD: usize = 4 << 10;
-/// The Workload API's requests are empty, or hold an audience and a token.
-const MAX_WORKLOAD_REQUEST: usize = 8 << 10;
 /// Until the first request; who has one may be silent for as long as it likes.
 const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// For a peer that is refused, to ask and to be told.
@@ -52,175 +56,140 @@ const REFUSAL: Duration = Duration::from_secs(2);
 
 /// What every connection of a socket shares.
 #[derive(Clone)]
-pub(super) struct Services {
-    pub(super) policy: Arc<Policy>,
-    pub(super) secrets: watch::Receiver<Secrets>,
-    pub(super) identity: watch::Receiver<Identity>,
-    pub(super) consumers: Consumers,
-    pub(super) clock: Clock,
+pub(in crate::publish) struct Services {
+    pub(in crate::publish) policy: Arc<Policy>,
+    pub(in crate::publish) offers: watch::Receiver<Offer>,
+    pub(in crate::publish) consumers: Consumers,
+    pub(in crate::publish) clock: Clock,
     /// Cancelled when the agent stops.
-    pub(super) shutdown: CancellationToken,
+    pub(in crate::publish) shutdown: CancellationToken,
 }
 
 /// A connection that was accepted.
-pub(super) struct Connection {
+pub(in crate::publish) struct Connection {
     stream: UnixStream,
     peer: Peer,
-    policy: Arc<Policy>,
-    offered: Offered,
-    shutdown: CancellationToken,
+    budget: Budget,
+    services: Services,
 }
 
-/// What a peer that is let in may ask.
-struct Offered {
-    sds: Sds,
-    workload_api: SpiffeWorkloadApiServer<WorkloadApi>,
-}
-
-/// What a request is answered with.
-enum Answer {
-    Offered(Offered),
-    Refused(Status),
-}
+/// A call as it begins.
+type Call = (Request<RecvStream>, SendResponse<Bytes>);
 
 impl Connection {
-    pub(super) fn new(stream: UnixStream, peer: Peer, budget: Budget, services: &Services) -> Self {
-        let Services { policy, secrets, identity, consumers, clock, shutdown } = services.clone();
-        let consumers = consumers.of(peer.uid, peer.pid);
-        let offered = Offered {
-            workload_api: SpiffeWorkloadApiServer::new(WorkloadApi::new(identity, consumers.clone(), clock))
-                .max_decoding_message_size(MAX_WORKLOAD_REQUEST),
-            sds: Sds { secrets, consumers, budget, clock },
-        };
-        Self { stream, peer, policy, offered, shutdown }
+    pub(in crate::publish) fn new(stream: UnixStream, peer: Peer, budget: Budget, services: &Services) -> Self {
+        let consumers = services.consumers.of(peer.uid, peer.pid);
+        Self { stream, peer, budget, services: Services { consumers, ..services.clone() } }
     }
 
     /// Serves it to its end. The policy has told the journal of a refusal; the peer is told, too, by the status that
     /// the Workload API has for it.
-    pub(super) async fn run(self) {
-        let Self { stream, peer, policy, offered, shutdown } = self;
-        let admitted = policy.admit(&peer).await;
+    pub(in crate::publish) async fn run(self) {
+        let Self { stream, peer, budget, services } = self;
+        let admitted = services.policy.admit(&peer).await;
         // Holds a descriptor; with one more for each connection they would run out before the bounds are reached.
         drop(peer);
-        match admitted {
-            Ok(()) => answer(stream, Answer::Offered(offered), &shutdown).await,
+        let ended = match admitted {
+            Ok(()) => serve(stream, &services.shutdown, |call| services.answer(call, &budget)).await,
             Err(denied) => {
-                let refused = Answer::Refused(Status::permission_denied(denied.to_string()));
-                let _ = timeout(REFUSAL, answer(stream, refused, &shutdown)).await;
+                let status = Status::permission_denied(denied.to_string());
+                let refused = serve(stream, &services.shutdown, |(_, call)| grpc::refuse(call, status.clone()));
+                timeout(REFUSAL, refused).await.unwrap_or(Ok(()))
             }
-        }
-    }
-}
-
-async fn answer(stream: UnixStream, answer: Answer, shutdown: &CancellationToken) {
-    let asked = AtomicBool::new(false);
-    let service = service_fn(|request: Request<Incoming>| {
-        asked.store(true, Ordering::Relaxed);
-        answer.to(request)
-    });
-    let mut server = http2::Builder::new(TokioExecutor::new());
-    server
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(MAX_STREAMS)
-        .max_header_list_size(MAX_HEADERS)
-        .initial_stream_window_size(WINDOW)
-        .initial_connection_window_size(WINDOW)
-        .max_send_buf_size(MAX_UNREAD);
-    let mut connection = pin!(server.serve_connection(TokioIo::new(Adapter::new(stream)), service));
-    let mut served = pin!(async {
-        tokio::select! {
-            ended = &mut connection => return ended,
-            () = shutdown.cancelled() => {
-                // Who has asked nothing has nothing to be told.
-                if !asked.load(Ordering::Relaxed) {
-                    return Ok(());
-                }
-                connection.as_mut().graceful_shutdown();
-            }
-        }
-        connection.await
-    });
-    let ended = match timeout(FIRST_REQUEST, &mut served).await {
-        Err(_) if !asked.load(Ordering::Relaxed) => return debug!("a connection without a request is closed"),
-        Err(_) => served.await,
-        Ok(ended) => ended,
-    };
-    if let Err(error) = ended {
-        debug!(cause = %error, "a connection of a consumer");
-    }
-}
-
-impl Answer {
-    /// The response to a request.
-    fn to(&self, request: Request<Incoming>) -> impl Future<Output = Result<Response<Body>, Infallible>> + use<> {
-        enum Called<A> {
-            WorkloadApi(A, Share),
-            Answered(Response<Body>),
-        }
-        let called = match self {
-            Self::Refused(status) => Called::Answered(status.clone().into_http()),
-            Self::Offered(offered) => match offered.service(&request) {
-                Ok((Service::Sds, room)) => Called::Answered(offered.sds.answer(request, room)),
-                Ok((Service::WorkloadApi, room)) => {
-                    Called::WorkloadApi(offered.workload_api.clone().call(bare(request)), room)
-                }
-                Err(status) => Called::Answered(status.into_http()),
-            },
         };
-        async {
-            match called {
-                // The room is taken until all of the answer has gone.
-                Called::WorkloadApi(response, room) => Ok(response.await?.map(|body| {
-                    Body::new(body.map_frame(move |frame| {
-                        let _ = &room;
-                        frame
-                    }))
-                })),
-                Called::Answered(response) => Ok(response),
+        if let Err(error) = ended {
+            debug!(cause = %error, "a connection of a consumer");
+        }
+    }
+}
+
+/// Speaks HTTP/2 on `stream` and gives each call to `answer`.
+async fn serve(stream: UnixStream, shutdown: &CancellationToken, answer: impl Fn(Call)) -> Result<(), h2::Error> {
+    let first = async {
+        let mut connection = server::Builder::new()
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADERS)
+            .initial_window_size(WINDOW)
+            .initial_connection_window_size(WINDOW)
+            .max_send_buffer_size(MAX_UNREAD)
+            .handshake(Adapter::new(stream))
+            .await?;
+        let call = connection.accept().await.transpose()?;
+        Ok::<_, h2::Error>(call.map(|call| (connection, call)))
+    };
+    let begun = tokio::select! {
+        begun = timeout(FIRST_REQUEST, first) => begun.unwrap_or(Ok(None))?,
+        // Who has asked nothing has nothing to be told.
+        () = shutdown.cancelled() => None,
+    };
+    let Some((mut connection, call)) = begun else {
+        debug!("a connection without a request is closed");
+        return Ok(());
+    };
+    answer(call);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            call = connection.accept() => match call.transpose()? {
+                Some(call) => answer(call),
+                None => return Ok(()),
+            },
+            () = shutdown.cancelled(), if !stopping => {
+                stopping = true;
+                connection.graceful_shutdown();
             }
         }
     }
 }
 
 /// What is offered.
-enum Service {
-    Sds,
-    WorkloadApi,
+enum Begun {
+    Secrets(Sds<SecretRequest>),
+    DeltaSecrets(Sds<DeltaSecretRequest>),
+    Updates(Updates),
 }
 
-impl Offered {
-    /// The service in the path of a request, with the room for a call.
-    fn service(&self, request: &Request<Incoming>) -> Result<(Service, Share), Status> {
-        let service = match request.uri().path().split('/').nth(1).unwrap_or_default() {
-            sds::SERVICE => Service::Sds,
-            workload_api::SERVICE_NAME => Service::WorkloadApi,
-            other => {
-                return Err(Status::unimplemented(format!(
-                    "{other:.64}: here are {} and {}",
-                    sds::SERVICE,
-                    workload_api::SERVICE_NAME
-                )));
+impl Services {
+    /// The methods.
+    fn method(&self, head: &Parts) -> Result<Begun, Status> {
+        grpc::demand_plain(&head.headers)?;
+        let seat = |protocol| self.consumers.seat(protocol);
+        match head.uri.path().trim_start_matches('/').split_once('/').unwrap_or_default() {
+            (sds::SERVICE, "StreamSecrets") => Ok(Begun::Secrets(Sds::new(seat("sds")))),
+            (sds::SERVICE, "DeltaSecrets") => Ok(Begun::DeltaSecrets(Sds::new(seat("sds")))),
+            (workload_api::SERVICE, name) => {
+                Updates::new(name, &head.headers, seat("workload_api")).map(Begun::Updates)
             }
-        };
-        let Sds { budget, consumers, .. } = &self.sds;
-        let room = budget.take(budget::CALL).inspect_err(|status| consumers.turned_away("socket", "", status))?;
-        Ok((service, room))
-    }
-}
-
-/// The request with nothing in it but what is read: what a peer writes beside would be kept until its message has come.
-fn bare(request: Request<Incoming>) -> Request<Incoming> {
-    let (parts, body) = request.into_parts();
-    let mut bare = Request::new(body);
-    *bare.method_mut() = parts.method;
-    if let Ok(path) = parts.uri.path().parse() {
-        *bare.uri_mut() = path;
-    }
-    for name in [SECURITY_HEADER, "grpc-encoding"] {
-        let short = parts.headers.get(name).filter(|value| value.len() < 64);
-        if let Some(Ok(value)) = short.map(|value| HeaderValue::from_bytes(value.as_bytes())) {
-            bare.headers_mut().insert(name, value);
+            (service, name) => Err(Status::unimplemented(format!(
+                "{service:.64}/{name:.64}: here are StreamSecrets and DeltaSecrets of {} and {}",
+                sds::SERVICE,
+                workload_api::SERVICE
+            ))),
         }
     }
-    bare
+
+    /// Begins a call, if it is to one of them and there is room for it.
+    fn answer(&self, (request, call): Call, budget: &Budget) {
+        let (head, body) = request.into_parts();
+        match self.method(&head).and_then(|method| Ok((method, budget.take(budget::CALL)?))) {
+            Ok((Begun::Secrets(method), room)) => self.hold(method, body, call, budget, room),
+            Ok((Begun::DeltaSecrets(method), room)) => self.hold(method, body, call, budget, room),
+            Ok((Begun::Updates(method), room)) => self.hold(method, body, call, budget, room),
+            Err(status) => {
+                self.consumers.turned_away("socket", "", &status);
+                grpc::refuse(call, status);
+            }
+        }
+    }
+
+    /// On a task of its own, which ends with its stream.
+    fn hold<M>(&self, method: M, body: RecvStream, call: SendResponse<Bytes>, budget: &Budget, room: Share)
+    where
+        M: Method<Request: Send> + Send + 'static,
+    {
+        let Ok(answers) = Answers::begin(call) else { return };
+        let requests = Requests::new(body, M::MAX_REQUEST, budget.clone());
+        let held = call::hold(method, requests, answers, self.offers.clone(), self.clock, room);
+        tokio::spawn(held.in_current_span());
+    }
 }

@@ -2,28 +2,32 @@
 use super::*;
 use crate::{
     authority::{Authority, Leaf},
-    proto::spiffe_workload_api_server::SpiffeWorkloadApiServer,
-    publish::authority::Adapter,
-    spiffe::{KeyKind, PrivateKey},
-    status::{self, Trouble},
+    files::Root,
+    host::Peer,
+    proto::{X509BundlesResponse, X509svidResponse},
+    publish::{Policy, budget::Budget, consumers::Consumers, socket::Connection, socket::Services},
+    spiffe::{KeyKind, PrivateKey, X509Bundle, X509Context},
+    status::{self, Identity, Trouble},
+    systemd::Units,
+    time::Clock,
 };
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message;
 use spiffe::BundleSource as _;
 use std::{
     path::{Path, PathBuf},
     process::Stdio,
-    time::{Duration, SystemTime},
+    time::Duration,
 };
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines},
     net::UnixListener,
     process::{Child, ChildStdout, Command},
+    sync::watch,
     task::{JoinHandle, JoinSet},
     time::{Instant, timeout},
 };
-use tokio_stream::StreamExt;
+use tokio_util::sync::CancellationToken;
 use tonic::Code;
-use tower::ServiceExt;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
@@ -32,7 +36,8 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// A control plane and an identity fact, and what is left of the agent.
 struct Story {
-    fact: watch::Sender<Identity>,
+    fact: Identity,
+    offers: watch::Sender<Offer>,
     mesh: Authority,
     consumers: watch::Sender<status::Consumers>,
     clock: Clock,
@@ -41,12 +46,8 @@ struct Story {
 impl Story {
     fn new() -> Self {
         let mesh = Authority::root("root").intermediate("intermediate");
-        let (fact, consumers) = (watch::Sender::new(Identity::default()), watch::Sender::new(Default::default()));
-        Self { fact, mesh, consumers, clock: Clock::simulated(SystemTime::now()) }
-    }
-
-    fn api(&self) -> WorkloadApi {
-        WorkloadApi::new(self.fact.subscribe(), Consumers::new(self.consumers.clone()).of(1000, Some(4711)), self.clock)
+        let (offers, consumers) = (watch::Sender::new(Offer::default()), watch::Sender::new(Default::default()));
+        Self { fact: Identity::default(), offers, mesh, consumers, clock: Clock::simulated(SystemTime::now()) }
     }
 
     /// A certificate for an hour, with the roots of `others`, too.
@@ -60,40 +61,72 @@ impl Story {
         X509Context::from_answer(&ID.parse().unwrap(), key, &answer, now).unwrap()
     }
 
-    fn rotate(&self) -> Arc<X509Context> {
+    fn rotate(&mut self) -> Arc<X509Context> {
         self.publish(self.issue(&[]))
     }
 
-    fn publish(&self, context: Arc<X509Context>) -> Arc<X509Context> {
-        self.fact.send_modify(|fact| fact.current = Some(Arc::clone(&context)));
+    fn publish(&mut self, context: Arc<X509Context>) -> Arc<X509Context> {
+        self.tell(|fact| fact.current = Some(Arc::clone(&context)));
         context
+    }
+
+    fn tell(&mut self, change: impl FnOnce(&mut Identity)) {
+        change(&mut self.fact);
+        self.offers.send_if_modified(|offer| offer.follow(&self.fact, self.clock.now()));
+    }
+
+    fn seat(&self) -> Seat {
+        Consumers::new(self.consumers.clone()).of(1000, Some(4711)).seat("workload_api")
+    }
+
+    /// A call that has asked.
+    fn call(&self, name: &str) -> Updates {
+        let mut call = Updates::new(name, &headers("true"), self.seat()).unwrap();
+        call.hear(Some(())).unwrap();
+        call.hear(None).unwrap();
+        call
+    }
+
+    /// What is said next; none when there is nothing to say.
+    fn next<M: Message + Default>(&self, call: &mut Updates) -> Option<Result<M, Status>> {
+        match call.next(&self.offers.borrow(), self.clock.now()) {
+            Next::Wait => None,
+            Next::Answer(message) => Some(Ok(M::decode(&message.message()[..]).unwrap())),
+            Next::End(status) => Some(Err(status)),
+        }
+    }
+
+    fn svid(&self, call: &mut Updates) -> Option<Vec<u8>> {
+        self.next::<X509svidResponse>(call).map(|answer| answer.unwrap().svids.remove(0).x509_svid)
+    }
+
+    fn roots(&self, call: &mut Updates) -> Option<Vec<u8>> {
+        self.next::<X509BundlesResponse>(call).map(|answer| {
+            let mut bundles = answer.unwrap().bundles;
+            assert_eq!(bundles.len(), 1);
+            bundles.remove("spiffe://cluster.local").unwrap()
+        })
     }
 }
 
-fn request<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert(SECURITY_HEADER, "true".parse().unwrap());
-    request
+fn headers(security: &'static str) -> HeaderMap {
+    [(SECURITY_HEADER.parse().unwrap(), security.parse().unwrap())].into_iter().collect()
 }
 
-async fn svid_stream(api: &WorkloadApi) -> Updates<X509svidResponse> {
-    api.fetch_x509svid(request(X509svidRequest {})).await.unwrap().into_inner()
+/// One certificate after the other.
+fn chain(context: &X509Context) -> Vec<u8> {
+    context.svid.chain().iter().flat_map(|certificate| certificate.to_vec()).collect()
 }
 
-async fn next<M>(stream: &mut Updates<M>) -> Result<M, Status> {
-    timeout(SOON, stream.next()).await.unwrap().unwrap()
+fn der(bundle: &X509Bundle) -> Vec<u8> {
+    bundle.roots().flat_map(|root| root.to_vec()).collect()
 }
 
-/// Whether the stream has nothing to say at present.
-async fn silent<M>(stream: &mut Updates<M>) -> bool {
-    tokio::select! { biased; _ = stream.next() => false, () = std::future::ready(()) => true }
-}
-
-#[tokio::test]
-async fn an_svid_is_complete_and_as_clients_need_it() {
-    let story = Story::new();
+#[test]
+fn an_svid_is_complete_and_as_clients_need_it() {
+    let mut story = Story::new();
     let context = story.rotate();
-    let answer = next(&mut svid_stream(&story.api()).await).await.unwrap();
+    let answer: X509svidResponse = story.next(&mut story.call("FetchX509SVID")).unwrap().unwrap();
     let [svid] = &answer.svids[..] else { panic!("{} SVIDs", answer.svids.len()) };
     assert_eq!((svid.spiffe_id.as_str(), svid.hint.as_str()), (ID, ""));
     let (rest, leaf) = X509Certificate::from_der(&svid.x509_svid).unwrap();
@@ -106,61 +139,66 @@ async fn an_svid_is_complete_and_as_clients_need_it() {
     assert!(root.subject() == root.issuer() && rest.is_empty());
 }
 
-#[tokio::test]
-async fn a_call_is_held_until_there_is_a_certificate_and_gets_one_message_per_change() {
-    let story = Story::new();
-    let (api, trouble) = (story.api(), Trouble::met(None, "x", "y".into(), story.clock.now()));
-    let mut stream = svid_stream(&api).await;
-    assert!(silent(&mut stream).await);
-    story.fact.send_modify(|fact| fact.trouble = Some(trouble));
-    assert!(silent(&mut stream).await, "an error on the way is not the end of it");
+#[test]
+fn a_call_is_held_until_there_is_a_certificate_and_gets_one_message_per_change() {
+    let mut story = Story::new();
+    let mut call = Updates::new("FetchX509SVID", &headers("true"), story.seat()).unwrap();
     let first = story.rotate();
-    assert_eq!(next(&mut stream).await.unwrap().svids[0].x509_svid[..], der(first.svid.chain().iter().cloned()));
-    story.fact.send_modify(|fact| fact.trouble = None);
-    assert!(silent(&mut stream).await, "the SVID is the same");
+    assert_eq!(story.svid(&mut call), None, "nothing was asked yet");
+    call.hear(Some(())).unwrap();
+    assert_eq!(story.svid(&mut call), Some(chain(&first)));
+
+    let mut story = Story::new();
+    let mut call = story.call("FetchX509SVID");
+    assert_eq!(story.svid(&mut call), None);
+    let trouble = Trouble::met(None, "x", "y".into(), story.clock.now());
+    story.tell(|fact| fact.trouble = Some(trouble));
+    assert_eq!(story.svid(&mut call), None, "an error on the way is not the end of it");
+    let first = story.rotate();
+    assert_eq!(story.svid(&mut call), Some(chain(&first)));
+    story.tell(|fact| fact.trouble = None);
+    assert_eq!(story.svid(&mut call), None, "the SVID is the same");
     for _ in 0..3 {
         let newest = story.rotate();
-        let answer = next(&mut stream).await.unwrap();
-        assert_eq!(answer.svids[0].x509_svid[..], der(newest.svid.chain().iter().cloned()));
-        assert!(silent(&mut stream).await);
+        assert_eq!(story.svid(&mut call), Some(chain(&newest)));
+        assert_eq!(story.svid(&mut call), None);
     }
 }
 
-#[tokio::test]
-async fn bundles_are_sent_when_they_change() {
-    let story = Story::new();
-    let (api, next_mesh) = (story.api(), Authority::root("next"));
-    let mut stream = api.fetch_x509_bundles(request(X509BundlesRequest {})).await.unwrap().into_inner();
-    assert!(silent(&mut stream).await);
+#[test]
+fn bundles_are_sent_when_they_change() {
+    let (mut story, next_mesh) = (Story::new(), Authority::root("next"));
+    let (mut roots, mut svids) = (story.call("FetchX509Bundles"), story.call("FetchX509SVID"));
+    assert_eq!(story.roots(&mut roots), None);
     let first = story.rotate();
-    let answer = next(&mut stream).await.unwrap();
-    assert_eq!(answer.bundles, [("spiffe://cluster.local".to_owned(), der(first.bundle.roots()))].into());
+    assert_eq!(story.roots(&mut roots), Some(der(&first.bundle)));
     story.rotate();
-    assert!(silent(&mut stream).await, "the roots are the same");
+    assert_eq!(story.roots(&mut roots), None, "the roots are the same");
     let second = story.publish(story.issue(&[&next_mesh]));
-    let bundle = next(&mut stream).await.unwrap().bundles.remove("spiffe://cluster.local").unwrap();
-    assert_eq!(bundle, der(second.bundle.roots()));
+    assert_eq!(story.roots(&mut roots), Some(der(&second.bundle)));
     assert_eq!(second.bundle.roots().count(), 2);
+    // Other roots for the same certificate.
+    assert_eq!(story.svid(&mut svids), Some(chain(&second)));
+    let svid = PrivateKey::from_pem(second.svid.key().pem()).unwrap();
+    let answer = [second.svid.chain_pem(), first.bundle.pem()];
+    let third = X509Context::from_answer(&ID.parse().unwrap(), svid, &answer, story.clock.now()).unwrap();
+    story.publish(Arc::clone(&third));
+    assert_eq!(story.svid(&mut svids), Some(chain(&second)));
+    assert_eq!(story.roots(&mut roots), Some(der(&first.bundle)));
 }
 
-#[tokio::test]
-async fn who_takes_what_is_kept_until_the_stream_ends() {
-    let story = Story::new();
-    let api = story.api();
+#[test]
+fn who_takes_what_is_kept_until_the_stream_ends() {
+    let mut story = Story::new();
+    let consumers = story.consumers.clone();
     let seen = || {
-        let all = story.consumers.borrow();
+        let all = consumers.borrow();
         all.iter().map(|((_, takes), c)| (*takes, c.sent.clone(), c.accepted.clone())).collect::<Vec<_>>()
     };
-    let bare = api.fetch_x509svid(Request::new(X509svidRequest {})).await;
-    assert_eq!(bare.err().map(|status| status.code()), Some(Code::InvalidArgument));
-    assert_eq!(seen(), [], "who is turned away takes nothing");
-
-    let mut svids = svid_stream(&api).await;
-    let mut roots = api.fetch_x509_bundles(request(X509BundlesRequest {})).await.unwrap().into_inner();
+    let (mut svids, mut roots) = (story.call("FetchX509SVID"), story.call("FetchX509Bundles"));
     assert_eq!(seen(), [("FetchX509SVID", None, None), ("FetchX509Bundles", None, None)]);
     let first = story.rotate();
-    svids.next().await.unwrap().unwrap();
-    roots.next().await.unwrap().unwrap();
+    assert!(story.svid(&mut svids).is_some() && story.roots(&mut roots).is_some());
     let serial: Arc<str> = first.svid.serial().into();
     let all = seen();
     assert_eq!(all[0], ("FetchX509SVID", Some(serial.clone()), Some(serial.clone())));
@@ -169,7 +207,7 @@ async fn who_takes_what_is_kept_until_the_stream_ends() {
     assert_eq!(who, [("workload_api", 1000, Some(4711)); 2]);
 
     let next = story.rotate();
-    svids.next().await.unwrap().unwrap();
+    assert!(story.svid(&mut svids).is_some());
     assert_eq!(seen()[0].1.as_deref(), Some(next.svid.serial()));
     assert_eq!(seen()[1], all[1], "the roots are the same");
     drop((svids, roots));
@@ -178,81 +216,72 @@ async fn who_takes_what_is_kept_until_the_stream_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn only_dead_credentials_are_a_refusal() {
-    let story = Story::new();
-    let api = story.api();
-    let (mut early, mut open) = (svid_stream(&api).await, svid_stream(&api).await);
+    let mut story = Story::new();
+    let (mut early, mut open) = (story.call("FetchX509SVID"), story.call("FetchX509SVID"));
     let context = story.rotate();
-    next(&mut open).await.unwrap();
+    assert!(story.svid(&mut open).is_some());
     tokio::time::advance(Duration::from_secs(3601)).await;
     assert!(!context.svid.is_valid(story.clock.now()));
-    assert!(silent(&mut early).await, "an expired certificate is none");
+    assert_eq!(story.svid(&mut early), None, "an expired certificate is none");
     let cause = "the token has expired; write a new one".to_owned();
-    story.fact.send_modify(|fact| {
+    let trouble = Trouble::met(None, "credentials_dead", cause, story.clock.now());
+    story.tell(|fact| {
         fact.credentials_dead = true;
-        fact.trouble = Some(Trouble::met(None, "credentials_dead", cause, story.clock.now()));
+        fact.trouble = Some(trouble);
     });
-    let refusal = next(&mut early).await.err().unwrap();
+    let refusal = story.next::<X509svidResponse>(&mut early).unwrap().err().unwrap();
     assert_eq!(refusal.code(), Code::PermissionDenied);
     assert!(refusal.message().ends_with("write a new one"), "{refusal}");
-    assert!(early.next().await.is_none());
-    assert!(silent(&mut open).await, "what a client has is not taken away");
+    assert_eq!(story.svid(&mut open), None, "what a client has is not taken away");
 }
 
-#[tokio::test]
-async fn a_stopping_agent_says_so() {
-    let story = Story::new();
-    story.rotate();
-    let mut stream = svid_stream(&story.api()).await;
-    next(&mut stream).await.unwrap();
-    drop(story);
-    assert_eq!(next(&mut stream).await.err().unwrap().code(), Code::Unavailable);
-    assert!(stream.next().await.is_none());
-}
-
-/// What a call is answered without the security header, with another value, and as it should be.
-async fn codes<M: Default, R>(call: impl AsyncFn(Request<M>) -> Result<R, Status>) -> [Code; 3] {
-    let mut wrong = Request::new(M::default());
-    wrong.metadata_mut().insert(SECURITY_HEADER, "True".parse().unwrap());
-    let code = async |request| call(request).await.map_or_else(|status| status.code(), |_| Code::Ok);
-    [code(Request::new(M::default())).await, code(wrong).await, code(request(M::default())).await]
-}
-
-#[tokio::test]
-async fn every_call_needs_the_security_header_and_jwt_is_not_offered() {
+#[test]
+fn every_call_needs_the_security_header_and_jwt_is_not_offered() {
     use Code::{InvalidArgument, Ok, Unimplemented};
     let story = Story::new();
-    let api = story.api();
-    for x509 in
-        [codes(async |r| api.fetch_x509svid(r).await).await, codes(async |r| api.fetch_x509_bundles(r).await).await]
-    {
-        assert_eq!(x509, [InvalidArgument, InvalidArgument, Ok]);
-    }
-    for jwt in [
-        codes(async |r| api.fetch_jwtsvid(r).await).await,
-        codes(async |r| api.fetch_jwt_bundles(r).await).await,
-        codes(async |r| api.validate_jwtsvid(r).await).await,
+    for (names, code) in [
+        (&["FetchX509SVID", "FetchX509Bundles"][..], Ok),
+        (&["FetchJWTSVID", "FetchJWTBundles", "ValidateJWTSVID", "FetchWITSVID"], Unimplemented),
     ] {
-        assert_eq!(jwt, [InvalidArgument, InvalidArgument, Unimplemented]);
+        for name in names {
+            let code_of = |headers| Updates::new(name, &headers, story.seat()).err().map_or(Ok, |status| status.code());
+            let codes = [HeaderMap::new(), headers("True"), headers("true")].map(code_of);
+            assert_eq!(codes, [InvalidArgument, InvalidArgument, code], "{name}");
+        }
     }
+}
+
+#[test]
+fn a_call_has_one_message() {
+    let story = Story::new();
+    let asked = |messages: &[Option<()>]| {
+        let mut call = Updates::new("FetchX509SVID", &headers("true"), story.seat()).unwrap();
+        messages.iter().try_for_each(|message| call.hear(*message)).err().map(|status| status.code())
+    };
+    assert_eq!(asked(&[None]), Some(Code::Unimplemented));
+    assert_eq!(asked(&[Some(()), None]), None);
+    assert_eq!(asked(&[Some(()), Some(())]), Some(Code::Unimplemented));
 }
 
 /// The socket, as small as it can be; dropping it ends every connection, as a crash does.
 struct Server(JoinHandle<()>);
 
 impl Server {
-    fn start(path: &Path, api: WorkloadApi) -> Self {
+    fn start(path: &Path, story: &Story) -> Self {
         let _ = std::fs::remove_file(path);
         let listener = UnixListener::bind(path).unwrap();
+        let services = Services {
+            policy: Arc::new(Policy::new("payments", Vec::new(), Units::new(&Root::new("/nowhere")))),
+            offers: story.offers.subscribe(),
+            consumers: Consumers::new(story.consumers.clone()),
+            clock: story.clock,
+            shutdown: CancellationToken::new(),
+        };
         Self(tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                let server = SpiffeWorkloadApiServer::new(api.clone());
-                let service = hyper::service::service_fn(move |request| server.clone().oneshot(request));
-                let stream = TokioIo::new(Adapter::new(stream));
-                let http = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                connections.spawn(async move {
-                    let _ = http.serve_connection(stream, service).await;
-                });
+                let peer = Peer::of(&stream).unwrap();
+                connections.spawn(Connection::new(stream, peer, Budget::new(1 << 20), &services).run());
             }
         }))
     }
@@ -271,10 +300,10 @@ impl Drop for Server {
 
 #[tokio::test]
 async fn the_spiffe_crate_follows_rotations_and_a_restart() {
-    let story = Story::new();
+    let mut story = Story::new();
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("agent.sock");
-    let server = Server::start(&socket, story.api());
+    let server = Server::start(&socket, &story);
     let endpoint = format!("unix:{}", socket.display());
     let build = spiffe::X509Source::builder().endpoint(endpoint.clone()).build();
     let (first, source) = timeout(SOON, async { tokio::join!(async { story.rotate() }, build) }).await.unwrap();
@@ -301,7 +330,7 @@ async fn the_spiffe_crate_follows_rotations_and_a_restart() {
     }
     server.crash().await;
     story.publish(Arc::clone(&last));
-    let _server = Server::start(&socket, story.api());
+    let _server = Server::start(&socket, &story);
     timeout(SOON, async {
         while !has(&last) {
             updates.changed().await.unwrap();
@@ -349,10 +378,10 @@ async fn a_client_on_the_c_core_of_grpc_follows_rotations_and_a_restart() {
     let Some(python) = python() else {
         return println!("skipped: no PyPI spiffe; tests/peers/setup installs it");
     };
-    let story = Story::new();
+    let mut story = Story::new();
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("agent.sock");
-    let server = Server::start(&socket, story.api());
+    let server = Server::start(&socket, &story);
     let mut client: Child = Command::new(python)
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/peers/spiffe_client.py"))
         .args([format!("unix:{}", socket.display()).as_str(), "cluster.local"])
@@ -380,7 +409,7 @@ async fn a_client_on_the_c_core_of_grpc_follows_rotations_and_a_restart() {
     }
     server.crash().await;
     let context = story.rotate();
-    let _server = Server::start(&socket, story.api());
+    let _server = Server::start(&socket, &story);
     println!("restart and rotation seen after {:?}", told(&mut lines, is(&context)).await);
     drop(client.stdin.take());
     assert!(timeout(SOON, client.wait()).await.unwrap().unwrap().success());

@@ -3,6 +3,7 @@ use super::*;
 use crate::{
     authority::{Authority, Leaf},
     spiffe::{KeyKind, PrivateKey, X509Context},
+    status::Identity,
 };
 use proptest::{collection::vec, prelude::*, sample::subsequence};
 use std::{
@@ -13,19 +14,21 @@ use std::{
 
 const ID: &str = "spiffe://cluster.local/ns/vms/sa/payments";
 
-fn identity(now: SystemTime) -> (Secrets, String) {
+fn identity(now: SystemTime) -> (Offer, String) {
     let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
     let answer = Authority::root("mesh").issue(key.pem(), &Leaf::new(&[ID], now));
     let context = X509Context::from_answer(&ID.parse().unwrap(), key, &answer, now).unwrap();
-    (Secrets::of(&context), context.svid.serial().to_owned())
+    let (mut offer, serial) = (Offer::default(), context.svid.serial().to_owned());
+    assert!(offer.follow(&Identity { current: Some(context), ..Identity::default() }, now));
+    (offer, serial)
 }
 
 fn all(names: &[Name], nonce: &str) -> Ask {
     Ask { names: Names::Exactly(names.to_vec()), nonce: nonce.to_owned(), ..Ask::default() }
 }
 
-fn sent(subscription: &mut Subscription, secrets: &Secrets, now: SystemTime) -> Option<(String, Vec<Name>)> {
-    let reply = subscription.reply(secrets, now)?;
+fn sent(subscription: &mut Subscription, offer: &Offer, now: SystemTime) -> Option<(String, Vec<Name>)> {
+    let reply = subscription.reply(offer, now)?;
     Some((reply.nonce, reply.secrets.iter().map(|secret| secret.name).collect()))
 }
 
@@ -34,7 +37,7 @@ fn an_answer_is_held_until_there_is_a_certificate_and_sent_once() {
     let now = SystemTime::now();
     let mut subscription = Subscription::default();
     assert_eq!(subscription.hear(&all(&[Name::Default], "")), None);
-    assert_eq!(sent(&mut subscription, &Secrets::default(), now), None);
+    assert_eq!(sent(&mut subscription, &Offer::default(), now), None);
     let (secrets, serial) = identity(now);
     assert_eq!(sent(&mut subscription, &secrets, now), Some(("1".to_owned(), vec![Name::Default])));
     assert_eq!(sent(&mut subscription, &secrets, now), None);
@@ -111,6 +114,25 @@ fn incrementally_names_come_and_go_whatever_the_nonce() {
 }
 
 #[test]
+fn what_is_not_here_is_said_once_and_holds_up_nothing_else() {
+    let now = SystemTime::now();
+    let ask = Ask {
+        names: Names::Change { add: vec![Name::Default], drop: Vec::new() },
+        unknown: vec!["other".to_owned()],
+        ..Ask::default()
+    };
+    let mut subscription = Subscription::default();
+    subscription.hear(&ask);
+    let none = Offer::default();
+    let reply = subscription.reply(&none, now).unwrap();
+    assert_eq!((reply.unknown, reply.secrets.len()), (vec!["other".to_owned()], 0));
+    assert!(subscription.reply(&none, now).is_none() && !subscription.has_all());
+    let (secrets, _) = identity(now);
+    let reply = subscription.reply(&secrets, now).unwrap();
+    assert_eq!((reply.unknown.len(), reply.secrets.len()), (0, 1));
+}
+
+#[test]
 fn no_name_but_the_two_is_answered() {
     for (name, code) in [
         ("file-root:/etc/certs/root.pem", tonic::Code::Unimplemented),
@@ -163,12 +185,12 @@ struct Stream {
     nonce: String,
 }
 
-static SECRETS: LazyLock<Vec<Secrets>> = LazyLock::new(|| (0..3).map(|_| identity(SystemTime::now()).0).collect());
+static SECRETS: LazyLock<Vec<Offer>> = LazyLock::new(|| (0..3).map(|_| identity(SystemTime::now()).0).collect());
 
 impl Stream {
     fn ask(&mut self, refusal: Option<String>) {
         let names = Names::Exactly(self.wants.clone());
-        self.requests.push_back(Ask { names, nonce: self.nonce.clone(), refusal, node: None });
+        self.requests.push_back(Ask { names, nonce: self.nonce.clone(), refusal, ..Ask::default() });
     }
 
     fn reply(&mut self) {
@@ -215,7 +237,7 @@ proptest! {
             stream.happens(Event::Arrives { refused: false });
         }
         for name in &stream.wants {
-            let newest = SECRETS[stream.newest].get(*name, SystemTime::now()).unwrap().version.clone();
+            let newest = SECRETS[stream.newest].secret(*name, SystemTime::now()).unwrap().version.clone();
             let refused = stream.refused.contains(&(*name, newest.clone()));
             prop_assert!(refused || stream.has.get(name) == Some(&newest), "{name:?}: {:?} and not {newest}", stream.has);
         }

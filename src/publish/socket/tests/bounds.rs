@@ -25,11 +25,10 @@ impl<S: Subscriber> Layer<S> for Warnings {
     }
 }
 
-fn services(identity: &watch::Sender<Identity>, secrets: &watch::Sender<Secrets>) -> Services {
+fn services(offers: &watch::Sender<Offer>) -> Services {
     Services {
         policy: Arc::new(Policy::new("payments", Vec::new(), Units::new(&Root::new("/nowhere")))),
-        secrets: secrets.subscribe(),
-        identity: identity.subscribe(),
+        offers: offers.subscribe(),
         consumers: Consumers::new(watch::channel(status::Consumers::default()).0),
         clock: Clock::Wall,
         shutdown: CancellationToken::new(),
@@ -40,8 +39,7 @@ fn services(identity: &watch::Sender<Identity>, secrets: &watch::Sender<Secrets>
 async fn a_user_has_so_many_connections_and_no_more_until_one_has_ended() {
     let warnings = Warnings::default();
     let _heard = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
-    let (identity, secrets) = (watch::Sender::default(), watch::Sender::default());
-    let services = services(&identity, &secrets);
+    let services = services(&watch::Sender::default());
     let mut crowd = Crowd::new(2, budget::OF_USER);
     let mut come = || {
         let (ours, theirs) = UnixStream::pair().unwrap();
@@ -67,8 +65,7 @@ async fn a_user_has_so_many_connections_and_no_more_until_one_has_ended() {
 async fn many_of_whom_nothing_can_be_told_make_one_line() {
     let warnings = Warnings::default();
     let _heard = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
-    let (identity, secrets) = (watch::Sender::default(), watch::Sender::default());
-    let services = services(&identity, &secrets);
+    let services = services(&watch::Sender::default());
     let mut crowd = Crowd::new(2, budget::OF_USER);
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     for _ in 0..100 {
@@ -116,8 +113,9 @@ async fn what_a_user_has_begun_is_bounded_and_others_do_not_notice() {
     let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
     let answer = Authority::root("mesh").issue(key.pem(), &Leaf::new(&[ID], now));
     let context = X509Context::from_answer(&ID.parse().unwrap(), key, &answer, now).unwrap();
-    let (identity, secrets) = (watch::Sender::default(), watch::Sender::new(Secrets::of(&context)));
-    let services = services(&identity, &secrets);
+    let offers = watch::Sender::new(Offer::default());
+    offers.send_modify(|offer| assert!(offer.follow(&Identity { current: Some(context), ..Identity::default() }, now)));
+    let services = services(&offers);
     let most = 380 << 10;
     let mut crowd = Crowd::new(MAX_OF_USER, most);
     let come = async |crowd: &mut Crowd| {

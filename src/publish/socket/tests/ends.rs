@@ -86,3 +86,56 @@ async fn who_does_not_read_does_not_hold_up_the_stop() {
     host.until(|all| all.values().any(|consumer| consumer.sent.is_some())).await;
     assert!(stopped(host).await >= FAREWELL, "it was waited for, and no longer");
 }
+
+#[tokio::test]
+async fn a_name_that_is_not_here_ends_no_incremental_stream() {
+    let mut host = Host::serve();
+    let context = host.issue();
+    let subscribe = |names: &[&str]| DeltaSecretRequest {
+        resource_names_subscribe: names.iter().map(ToString::to_string).collect(),
+        ..DeltaSecretRequest::default()
+    };
+    let mut grpc = host.connect().await;
+    let first = subscribe(&["kubernetes://other", "default"]);
+    let mut delta = Talk::<_, DeltaSecretResponse>::open(&mut grpc, "DeltaSecrets", first).await.unwrap();
+    let answer = delta.answer().await.unwrap();
+    assert_eq!(answer.removed_resources, ["kubernetes://other"]);
+    assert_eq!((answer.resources.len(), answer.resources[0].version.as_str()), (1, context.svid.serial()));
+    host.until(|all| all.keys().map(|(_, takes)| *takes).eq(["default"])).await;
+
+    delta.ask.send(subscribe(&["file-root:/etc/root.pem"])).await.unwrap();
+    let answer = delta.answer().await.unwrap();
+    assert_eq!(
+        (&answer.removed_resources[..], answer.resources.len()),
+        (&["file-root:/etc/root.pem".to_owned()][..], 0)
+    );
+    let next = host.issue();
+    assert_eq!(delta.answer().await.unwrap().resources[0].version, next.svid.serial());
+
+    delta.ask.send(subscribe(&["x".repeat(2000).as_str()])).await.unwrap();
+    assert_eq!(delta.answer().await.err().map(|status| status.code()), Some(Code::InvalidArgument));
+}
+
+#[tokio::test]
+async fn a_call_that_cannot_be_is_answered_by_its_head_alone() {
+    let host = Host::serve();
+    let mut channel = host.channel().await;
+    let mut refused = async |path: &str, name: &'static str, value: &'static str| {
+        let request = http::Request::post(format!("http://localhost{path}")).header(name, value);
+        let answer = channel.0.send_request(request.body(tonic::body::Body::empty()).unwrap()).await.unwrap();
+        (Status::from_header_map(answer.headers()).map(|status| status.code()), answer.headers().clone())
+    };
+    for (path, code) in [
+        ("/SpiffeWorkloadAPI/FetchX509SVID", Code::InvalidArgument),
+        ("/SpiffeWorkloadAPI/FetchJWTSVID", Code::InvalidArgument),
+        ("/grpc.health.v1.Health/Check", Code::Unimplemented),
+        ("/", Code::Unimplemented),
+    ] {
+        assert_eq!(refused(path, "te", "trailers").await.0, Some(code), "{path}");
+    }
+    for path in ["/SpiffeWorkloadAPI/FetchJWTSVID", "/SpiffeWorkloadAPI/FetchWITSVID"] {
+        assert_eq!(refused(path, "workload.spiffe.io", "true").await.0, Some(Code::Unimplemented), "{path}");
+    }
+    let (code, headers) = refused(STREAM_SECRETS, "grpc-encoding", "gzip").await;
+    assert_eq!((code, headers["grpc-accept-encoding"].as_bytes()), (Some(Code::Unimplemented), &b"identity"[..]));
+}
