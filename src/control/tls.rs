@@ -46,10 +46,7 @@ pub(crate) fn client_config(roots: &X509Bundle, rung: &Rung) -> Result<(ClientCo
     }
     let provider = Arc::new(aws_lc_rs::default_provider());
     let pair = match rung {
-        Rung::Pair(context) => {
-            let (chain, key) = (context.svid.chain().to_vec(), context.svid.key().pkcs8().clone_key());
-            Some(Arc::new(CertifiedKey::from_der(chain, key, &provider)?))
-        }
+        Rung::Pair(context) => Some(context.svid.pair()),
         Rung::Token => None,
     };
     let presented = Arc::new(Presented { pair, asked: AtomicBool::new(false) });

@@ -14,6 +14,7 @@ use rustls::{
         NoServerSessionStorage,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
+    sign::SingleCertAndKey,
 };
 use std::{
     sync::Arc,
@@ -104,7 +105,7 @@ fn config(provider: Arc<CryptoProvider>, caller: Arc<Caller>, context: &X509Cont
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(caller)
-        .with_single_cert(context.svid.chain().to_vec(), context.svid.key().pkcs8().clone_key())?;
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(context.svid.pair())));
     // A resumed session would carry what was verified by older roots and rules.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;

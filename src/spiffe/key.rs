@@ -2,8 +2,12 @@
 
 use super::SpiffeId;
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData, RsaKeySize, SanType};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use std::fmt;
+use rustls::{
+    crypto::aws_lc_rs::sign::any_supported_type,
+    pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
+    sign::SigningKey,
+};
+use std::{fmt, sync::Arc};
 use zeroize::Zeroizing;
 
 /// The kind of key to make. istiod would sign RSA-1024 too; we keep the floor ourselves.
@@ -28,12 +32,17 @@ pub enum KeyError {
     /// The crypto library refused.
     #[error("key: {0}")]
     Crypto(#[from] rcgen::Error),
+    /// TLS has no use for it.
+    #[error("key: {0}")]
+    Tls(#[from] rustls::Error),
 }
 
-/// A private key. It prints as dots and is wiped when dropped.
+/// A private key. It prints as dots and is wiped when dropped. Its bytes are here alone: who needs them is lent them, and who
+/// signs shares one [`PrivateKey::signer`]. What may be left of it, `host/memory.rs` says.
 pub struct PrivateKey {
     pem: Zeroizing<String>,
     der: Zeroizing<Vec<u8>>,
+    signer: Arc<dyn SigningKey>,
     /// SubjectPublicKeyInfo, DER.
     public: Vec<u8>,
 }
@@ -51,7 +60,7 @@ impl PrivateKey {
             KeyKind::Rsa3072 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_3072)?,
             KeyKind::Rsa4096 => KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, RsaKeySize::_4096)?,
         };
-        Ok(Self::from_pair(&pair, Zeroizing::new(pair.serialize_pem())))
+        Self::from_pair(&pair, Zeroizing::new(pair.serialize_pem()))
     }
 
     /// Reads a PKCS#8 PEM key.
@@ -60,7 +69,7 @@ impl PrivateKey {
     /// When the text is no such key.
     pub fn from_pem(pem: &str) -> Result<Self, KeyError> {
         let pair = KeyPair::from_pem(pem)?;
-        Ok(Self::from_pair(&pair, Zeroizing::new(pem.to_owned())))
+        Self::from_pair(&pair, Zeroizing::new(pem.to_owned()))
     }
 
     /// A key that claims to be the private half of `public`: recordings have no private keys.
@@ -69,8 +78,10 @@ impl PrivateKey {
         Ok(Self { public: public.to_owned(), ..Self::generate(KeyKind::EcP256)? })
     }
 
-    fn from_pair(pair: &KeyPair, pem: Zeroizing<String>) -> Self {
-        Self { pem, der: Zeroizing::new(pair.serialize_der()), public: pair.subject_public_key_info() }
+    fn from_pair(pair: &KeyPair, pem: Zeroizing<String>) -> Result<Self, KeyError> {
+        let der = Zeroizing::new(pair.serialize_der());
+        let signer = any_supported_type(&PrivatePkcs8KeyDer::from(der.as_slice()).into())?;
+        Ok(Self { pem, der, signer, public: pair.subject_public_key_info() })
     }
 
     /// PKCS#8, PEM.
@@ -81,6 +92,11 @@ impl PrivateKey {
     /// PKCS#8, DER.
     pub fn pkcs8(&self) -> PrivateKeyDer<'_> {
         PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(self.der.as_slice()))
+    }
+
+    /// What signs with it, for TLS.
+    pub fn signer(&self) -> Arc<dyn SigningKey> {
+        self.signer.clone()
     }
 
     /// The public half as SubjectPublicKeyInfo (DER), to compare with a certificate's.
@@ -155,9 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_never_printed() {
-        let key = PrivateKey::generate(KeyKind::EcP256).unwrap();
-        assert_eq!(format!("{key:?}"), "PrivateKey(…)");
-        assert_eq!(PrivateKey::from_pem(key.pem()).unwrap().public(), key.public());
+    fn a_key_is_read_back_as_it_was_written() {
+        for kind in [KeyKind::EcP256, KeyKind::EcP384, KeyKind::Rsa2048] {
+            let key = PrivateKey::generate(kind).unwrap();
+            let read = PrivateKey::from_pem(key.pem()).unwrap();
+            assert_eq!((read.public(), read.pem(), read.pkcs8()), (key.public(), key.pem(), key.pkcs8()));
+            assert_eq!(read.signer().public_key().unwrap().as_ref(), key.public());
+        }
     }
 }

@@ -4,7 +4,10 @@ use super::{
     BundleError, KeyError, PrivateKey, SpiffeId, X509Bundle,
     roots::{pem_block, wall},
 };
-use rustls::pki_types::{CertificateDer, UnixTime, pem::PemObject};
+use rustls::{
+    pki_types::{CertificateDer, UnixTime, pem::PemObject},
+    sign::CertifiedKey,
+};
 use std::{sync::Arc, time::SystemTime};
 use webpki::{ALL_VERIFICATION_ALGS, EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
@@ -67,7 +70,7 @@ fn out_of_validity(not_before: SystemTime, not_after: SystemTime, now: SystemTim
 pub struct X509Svid {
     id: SpiffeId,
     key: PrivateKey,
-    chain: Vec<CertificateDer<'static>>,
+    pair: Arc<CertifiedKey>,
     serial: String,
     not_before: SystemTime,
     not_after: SystemTime,
@@ -104,7 +107,8 @@ impl X509Svid {
         }
         verify(leaf, intermediates, roots, now).map_err(SvidError::Chain)?;
         let serial = serial(&cert);
-        Ok(Self { id: id.clone(), key, serial, not_before, not_after, chain })
+        let pair = Arc::new(CertifiedKey::new(chain, key.signer()));
+        Ok(Self { id: id.clone(), key, pair, serial, not_before, not_after })
     }
 
     /// Who it is.
@@ -119,12 +123,17 @@ impl X509Svid {
 
     /// Leaf first, then the intermediates.
     pub fn chain(&self) -> &[CertificateDer<'static>] {
-        &self.chain
+        &self.pair.cert
+    }
+
+    /// Chain and key as TLS takes them; all connections share one.
+    pub fn pair(&self) -> Arc<CertifiedKey> {
+        self.pair.clone()
     }
 
     /// The chain as PEM, leaf first.
     pub fn chain_pem(&self) -> String {
-        self.chain.iter().map(|der| pem_block(der)).collect()
+        self.chain().iter().map(|der| pem_block(der)).collect()
     }
 
     /// The leaf's serial number in lower-case hexadecimal.

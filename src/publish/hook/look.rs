@@ -12,6 +12,7 @@ use rustls::{
     },
     crypto::{WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
+    sign::SingleCertAndKey,
 };
 use std::{io, sync::Arc, time::Duration};
 use tokio::{
@@ -126,7 +127,7 @@ fn connector(context: &X509Context) -> Result<TlsConnector, rustls::Error> {
         .with_safe_default_protocol_versions()?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(anybody))
-        .with_client_auth_cert(context.svid.chain().to_vec(), context.svid.key().pkcs8().clone_key())?;
+        .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(context.svid.pair())));
     // A resumed session would show the certificate of an older handshake.
     config.resumption = Resumption::disabled();
     Ok(TlsConnector::from(Arc::new(config)))

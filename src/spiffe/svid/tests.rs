@@ -188,6 +188,22 @@ fn the_identity_must_be_exactly_ours() {
 }
 
 #[test]
+fn what_holds_a_key_prints_none_of_it() {
+    let context = Issued::new().answer(&[ID], |_| {}).unwrap();
+    let (key, pair) = (context.svid.key(), context.svid.pair());
+    let said = format!("{context:?} {context:#?} {key:?} {pair:?} {:?}", key.signer());
+    assert!(said.contains("PrivateKey(…)") && said.contains(context.svid.serial()));
+    // Behind what says which kind of key it is, and before the public half.
+    let der = key.pkcs8();
+    let number = &der.secret_der()[36..68];
+    let hex: String = number.iter().map(|byte| format!("{byte:02x}")).collect();
+    let list = format!("{number:?}");
+    for part in [&hex[..16], &hex[48..], &list[1..40], key.pem().lines().nth(2).unwrap()] {
+        assert!(!said.to_lowercase().contains(&part.to_lowercase()), "{part}");
+    }
+}
+
+#[test]
 fn an_authority_is_no_leaf() {
     let issued = Issued::new();
     assert!(matches!(issued.answer(&[ID], |leaf| leaf.ca = true), Err(SvidError::Authority)));
