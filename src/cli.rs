@@ -207,6 +207,7 @@ fn exit_status(error: &anyhow::Error) -> u8 {
 }
 
 fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    host::hide_memory().context("the memory of this process cannot be hidden from others (PR_SET_DUMPABLE)")?;
     match cli.command {
         Command::Run(args) => {
             // Before the runtime opens descriptors of its own.

@@ -64,7 +64,7 @@
 //! | `yaml` | YAML that cannot grow, hide or nest for ever, with the place of whatever is wrong. | – |
 //! | `time` | A wall clock that notices a suspended VM, and backoff. | – |
 //! | `files` | The files of this host: where they are, the one door for those that others write, directories that are switched at once, noticing that one was replaced. | – |
-//! | `host` | The machine and its kernel: who knocks, what names and routes mean, signals, limits. | – |
+//! | `host` | The machine and its kernel: who knocks, what names and routes mean, signals, limits, memory. | – |
 //! | `systemd` | The service manager: what it is told and asked, the sockets it keeps, the units it reloads for us. | files, host |
 //! | `command` | Somebody's command: without a shell, bounded, leaving nothing behind. | host |
 //! | `proto` | The few messages of CA, ADS and health that we use; generated, checked fresh by a test. | – |

@@ -117,7 +117,7 @@ impl Sample {
     pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
         let proc = PathBuf::from(format!("/proc/{pid}"));
         let status = fs::read_to_string(proc.join("status"))?;
-        let memory = fs::read_to_string(proc.join("smaps_rollup"))?;
+        let memory = fs::read_to_string(proc.join("smaps_rollup")).context("its memory is for root alone to see")?;
         let (mut cpu, mut switches) = (Duration::ZERO, 0);
         for task in fs::read_dir(proc.join("task"))? {
             let task = task?.path();

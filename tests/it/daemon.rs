@@ -1,13 +1,18 @@
 //! The real program, run as a service manager runs it: on a host of the tests, its output kept.
 
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 use crate::support::{Host, SOON};
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::Pid,
+    unistd::{Pid, geteuid},
 };
-use std::{fs::File, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    fs::File,
+    path::PathBuf,
+    process::{ExitStatus, Stdio},
+    time::Duration,
+};
 use tokio::{
     process::{Child, Command},
     time::{Instant, interval, timeout},
@@ -22,6 +27,15 @@ pub(crate) fn we_agent(host: &Host) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_we-agent"));
     command.env_clear().env("WE_AGENT_ROOT", host.path("/")).stdin(Stdio::null()).kill_on_drop(true);
     command
+}
+
+/// Whether we may look into a daemon's own files in `/proc`; said aloud when not.
+pub(crate) fn may_look() -> bool {
+    let may = geteuid().is_root();
+    if !may {
+        println!("skipped: what /proc has of the daemon is for root alone");
+    }
+    may
 }
 
 /// A running daemon; killed when dropped.
@@ -102,8 +116,8 @@ impl<'a> Daemon<'a> {
     }
 
     /// Waits for its end, whichever that is.
-    pub(crate) async fn died(&mut self) {
-        self.child.wait().await.unwrap();
+    pub(crate) async fn died(&mut self) -> ExitStatus {
+        self.child.wait().await.unwrap()
     }
 
     /// Kills it, and waits until it is gone.

@@ -144,11 +144,13 @@ async fn each_command_has_a_process_of_its_own_and_never_root() {
     assert_eq!(runner.shell(&format!("id -u >{}", seen.display()), SOON).await, Ok(()));
     let uid = if geteuid().is_root() { USER.to_owned() } else { geteuid().to_string() };
     assert_eq!(written(&seen).await, uid);
+    // The runner is of the same user, and shows nothing of itself.
+    assert_eq!(runner.shell(": </proc/self/environ && ! cat /proc/$PPID/environ", SOON).await, Ok(()));
     let error = runner.shell("head -c 3000000 /dev/zero; echo; echo the end >&2; exit 9", SOON).await.unwrap_err();
     assert_eq!((error.why, error.said.as_str()), (Why::Exit(9), "the end"));
     let error = runner.run(&["nosuchcommand"], SOON).await.unwrap_err();
     assert_eq!(error.to_string(), "exec: \"nosuchcommand\": executable file not found in $PATH");
-    assert_eq!(runner.all_ended().await, 3);
+    assert_eq!(runner.all_ended().await, 4);
 }
 
 #[tokio::test]

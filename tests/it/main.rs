@@ -35,6 +35,7 @@ mod links;
 mod log;
 mod man;
 mod membership;
+mod memory;
 mod onboarding;
 mod outputs;
 mod peers_envoy;

@@ -3,7 +3,7 @@
 
 use super::{Echo, Pod, WEB, inbound, started, vm};
 use crate::{
-    daemon::Daemon,
+    daemon::{Daemon, may_look},
     rotation::lab,
     support::{Host, SOON},
 };
@@ -194,6 +194,9 @@ fn burst(at: SocketAddr) -> Vec<std::net::TcpStream> {
 
 #[tokio::test]
 async fn a_shortage_of_descriptors_is_waited_out_and_said_once() {
+    if !may_look() {
+        return;
+    }
     let lab = lab().spawn().await.unwrap();
     let echo = Echo::start().await;
     let host = vm(&lab, echo.address, ", handshakeTimeout: 1s");
@@ -215,8 +218,8 @@ async fn a_shortage_of_descriptors_is_waited_out_and_said_once() {
 
 /// What a process has in memory that is its own, in KiB.
 fn private(id: u32) -> u64 {
-    let rollup = std::fs::read_to_string(format!("/proc/{id}/smaps_rollup")).unwrap();
-    let lines = rollup.lines().filter_map(|line| line.strip_prefix("Anonymous:").or(line.strip_prefix("Swap:")));
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap();
+    let lines = status.lines().filter_map(|line| line.strip_prefix("RssAnon:").or(line.strip_prefix("VmSwap:")));
     lines.map(|rest| rest.trim().trim_end_matches(" kB").parse::<u64>().unwrap()).sum()
 }
 
