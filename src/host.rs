@@ -15,6 +15,7 @@ pub use local::{Local, LocalStream, undelivered};
 pub use memory::{hide_memory, spare_memory};
 pub use orphans::reap_orphans;
 pub use peer::{Account, Allow, Peer, user_name};
+pub use raw::Wiping;
 pub use resolver::Resolver;
 pub use route::{is_of_this_host, source_of_route};
 pub use signal::{hangups, shutdown};

@@ -1,4 +1,18 @@
-//! The memory of this process: who may see it, and how much of it there is.
+//! The memory of this process: who may see it, how much of it there is, and what is left in it of keys and tokens.
+//!
+//! The bytes of a key have one owner, `spiffe::PrivateKey`, which lends them out; all of TLS shares what signs with it. What
+//! anybody copies on the way (PEM, PKCS#12, messages, requests, libraries that know nothing of secrets) is wiped when it is
+//! freed, by the program's allocator ([`Wiping`](super::Wiping)), and aws-lc wipes its own. So a secret is in memory as long as
+//! somebody holds it: a key while its certificate is in use or is the one to fall back on, a token during a call. What this
+//! does not reach, and why:
+//!
+//! - Registers and stacks keep what the last call left there until the next one writes over it; nobody can wipe another's.
+//! - The token of the last call is in `h2`'s buffer for what it writes, in HPACK's spelling, until the next call or the end of
+//!   the connection; so is the end of a message with a key, when flow control cuts it less than 256 bytes before its end. What
+//!   is longer, `h2` sends from the memory of its owner.
+//! - The kernel has what is in sockets and in files, and a reader of ours has what it was given.
+//! - Swap. A key that is swapped out is on this host's disk as it is in `/var/lib/we-agent`; the README says what keeps it off.
+//!   Locking all memory would also lock stacks that are never used, and leave out the files in `/run`, which are swapped alike.
 
 use super::raw;
 use nix::sys::prctl;

@@ -5,6 +5,7 @@
 
 use nix::{errno::Errno, libc};
 use std::{
+    alloc::{GlobalAlloc, Layout, System},
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
     sync::atomic::{AtomicBool, Ordering},
@@ -13,17 +14,43 @@ use std::{
 /// More supplementary groups than this the kernel gives nobody (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 
+/// Bytes; what is as large comes from the kernel and goes back there ([`spare_memory`]).
+const LARGE: usize = 16 << 10;
+
+/// The system's allocator, but what is given back is wiped first: no secret outlives its owner, whichever library had a copy
+/// of it and let go. What comes from the kernel and goes back there leaves nothing behind, and is spared the work.
+#[derive(Debug)]
+pub struct Wiping;
+
+// SAFETY: each block is the system's, with the layout that it was asked for with. What is wiped is all of a block that its
+// owner has given up, before the system has it back. Growing is left to the trait: a new block, and this one given back.
+unsafe impl GlobalAlloc for Wiping {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
+        unsafe {
+            if layout.size() < LARGE || cfg!(not(target_env = "gnu")) {
+                libc::explicit_bzero(block.cast(), layout.size());
+            }
+            System.dealloc(block, layout);
+        }
+    }
+}
+
 /// Asks the allocator to hold no memory that is not used (mallopt(3)); glibc alone knows how. Left to itself, it takes a
 /// buffer from where a larger one has been, so that every page of it stays dirty, and `h2` has one of 16 KiB for each
 /// connection of which it needs the first lines. To be called before there is another thread.
 pub(crate) fn spare_memory() {
-    /// Bytes; what is as large comes from the kernel and goes back there.
-    #[cfg(target_env = "gnu")]
-    const LARGE: libc::c_int = 16 << 10;
     #[cfg(target_env = "gnu")]
     for (option, value) in [(libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, LARGE), (libc::M_TOP_PAD, 0)] {
         // SAFETY: it takes two numbers and no pointer; what it does not like it refuses, and all stays as it was.
-        unsafe { libc::mallopt(option, value) };
+        unsafe { libc::mallopt(option, libc::c_int::try_from(value).unwrap_or(libc::c_int::MAX)) };
     }
 }
 
