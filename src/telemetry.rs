@@ -4,7 +4,8 @@
 //! nothing but the message; `cause` ends it. An event takes `workload`, `spiffe_id`, `serial` and the like from its own
 //! fields or from the spans around it.
 //!
-//! Whoever speaks writes, as far as that takes no waiting: a reader that has stopped stops nobody else.
+//! Whoever speaks writes, as far as that takes no waiting: a reader that has stopped stops nobody else. What is said again
+//! and again is counted.
 
 mod filter;
 mod journal;
@@ -12,15 +13,24 @@ mod queue;
 mod record;
 mod sink;
 mod stderr;
+mod text;
+mod throttle;
 
 pub use filter::LogFilter;
 
 use journal::Journal;
 use queue::Queue;
-use record::{Fields, Record};
+use record::{Fields, Record, Same};
 use sink::{Form, Sink};
-use std::{io, os::fd::AsFd, sync::OnceLock, time::Duration};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    io,
+    os::fd::AsFd,
+    sync::OnceLock,
+    time::{Duration, SystemTime},
+};
 use stderr::Stderr;
+use throttle::{Key, Throttle};
 use tracing::{
     Event, Level, Subscriber,
     span::{Attributes, Id},
@@ -49,8 +59,13 @@ pub enum LogFormat {
 /// How long the end, or a panic, waits for its last lines to be written.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-/// What is to be written, once there is somewhere to write it.
-static QUEUE: OnceLock<Queue> = OnceLock::new();
+/// The log, once there is somewhere to write it.
+static LOG: OnceLock<Log> = OnceLock::new();
+
+struct Log {
+    throttle: Throttle,
+    queue: Queue,
+}
 
 /// Starts writing records that pass `filter`; a panic is a record, too. To be called once.
 ///
@@ -68,34 +83,51 @@ pub fn init(format: LogFormat, filter: LogFilter) -> io::Result<()> {
     let stderr = io::stderr();
     let coloured = anstream::AutoStream::choice(&stderr) != anstream::ColorChoice::Never;
     let sink = Sink { form, coloured, stderr: Stderr::of(stderr.as_fd())? };
-    let queue = QUEUE.get_or_init(|| Queue::new(sink));
+    let log = LOG.get_or_init(|| Log::new(sink));
     // It fails when there is a subscriber already, which then is what the caller wants.
-    let _ = tracing_subscriber::registry().with(Output(queue).with_filter(filter.0)).try_init();
+    let _ = tracing_subscriber::registry().with(Output::new(log, filter)).try_init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let payload = panic.payload();
         let words = payload.downcast_ref::<&str>().copied().or(payload.downcast_ref::<String>().map(String::as_str));
         let cause = words.unwrap_or("a panic without words");
         tracing::error!(place, cause, "this is a bug in we-agent");
-        flush();
+        log.queue.flush(LAST_LINES);
     }));
     Ok(())
 }
 
 /// Before the end: waits until everything is written, as far as somebody takes it.
 pub fn flush() {
-    if let Some(queue) = QUEUE.get() {
-        queue.flush(LAST_LINES);
+    if let Some(log) = LOG.get() {
+        log.throttle.flush(&log.queue);
+        log.queue.flush(LAST_LINES);
     }
 }
 
 /// How many lines of the log were dropped because nobody took them.
 pub fn dropped() -> u64 {
-    QUEUE.get().map_or(0, Queue::dropped)
+    LOG.get().map_or(0, |log| log.queue.dropped())
+}
+
+impl Log {
+    fn new(sink: Sink) -> Self {
+        Self { throttle: Throttle::new(), queue: Queue::new(sink) }
+    }
 }
 
 /// The one layer: collects fields of spans, writes events.
-struct Output(&'static Queue);
+struct Output {
+    log: &'static Log,
+    filter: LogFilter,
+}
+
+impl Output {
+    fn new<S: Subscriber + for<'a> LookupSpan<'a>>(log: &'static Log, filter: LogFilter) -> impl Layer<S> {
+        let all = filter.all.clone();
+        Self { log, filter }.with_filter(all)
+    }
+}
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Output {
     fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
@@ -115,16 +147,38 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Output {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        let mut inherited = Fields::default();
-        for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
-            if let Some(fields) = span.extensions().get::<Fields>() {
-                inherited.extend(fields);
-            }
+        if self.filter.asks_for(event.metadata()) {
+            self.log.queue.put(record(event, &context));
+        } else {
+            self.log.throttle.put(key(event, &context), || record(event, &context), &self.log.queue);
         }
-        let mut own = Fields::default();
-        event.record(&mut own);
-        self.0.put(Record::new(event.metadata(), std::time::SystemTime::now(), own, inherited));
     }
+}
+
+fn record<S: Subscriber + for<'a> LookupSpan<'a>>(event: &Event<'_>, context: &Context<'_, S>) -> Record {
+    let mut inherited = Fields::default();
+    for span in context.event_scope(event).into_iter().flat_map(|scope| scope.from_root()) {
+        if let Some(fields) = span.extensions().get::<Fields>() {
+            inherited.extend(fields);
+        }
+    }
+    let mut own = Fields::default();
+    event.record(&mut own);
+    Record::new(event.metadata(), SystemTime::now(), own, inherited)
+}
+
+/// Of a line of a library only its place counts: what it says is what others make it say.
+fn key<S: Subscriber + for<'a> LookupSpan<'a>>(event: &Event<'_>, context: &Context<'_, S>) -> Key {
+    let mut hasher = DefaultHasher::new();
+    event.metadata().callsite().hash(&mut hasher);
+    let site = hasher.finish();
+    if filter::is_ours(event.metadata().target()) {
+        event.record(&mut Same(&mut hasher));
+        for span in context.event_scope(event).into_iter().flatten() {
+            span.extensions().get::<Fields>().hash(&mut hasher);
+        }
+    }
+    Key { site, line: hasher.finish() }
 }
 
 /// The syslog severity of a level.

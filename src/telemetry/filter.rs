@@ -1,18 +1,26 @@
 //! Which records are written.
 
 use std::str::FromStr;
+use tracing::{Level, Metadata};
 use tracing_subscriber::filter::{LevelFilter, Targets};
+
+/// What our targets begin with.
+const OURS: &str = "we_agent";
 
 /// Which records are written.
 ///
-/// A bare level is for us alone; the libraries below us then say warnings only, for their traces show what goes over
-/// the wire. `target=level` pairs are taken as they are.
+/// A bare level is for us alone; the libraries below us then say errors only: their traces show what goes over the wire,
+/// and whoever reaches a socket of ours can make them warn without end. `target=level` pairs are taken as they are.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LogFilter(pub(super) Targets);
+pub struct LogFilter {
+    pub(super) all: Targets,
+    /// The pairs alone.
+    named: Targets,
+}
 
 impl Default for LogFilter {
     fn default() -> Self {
-        Self(ours(Targets::new(), LevelFilter::INFO))
+        Self { all: ours(LevelFilter::INFO), named: Targets::new() }
     }
 }
 
@@ -27,12 +35,25 @@ impl FromStr for LogFilter {
         }
         let given: Targets = text.parse().map_err(|_| wrong())?;
         let level = given.default_level().unwrap_or(LevelFilter::INFO);
-        let pairs = given.iter().map(|(target, level)| (target.to_owned(), level)).collect::<Vec<_>>();
-        let named = pairs.into_iter().filter(|(target, _)| !target.is_empty());
-        Ok(Self(ours(Targets::new(), level).with_targets(named)))
+        let pairs = given.iter().map(|(target, level)| (target.to_owned(), level));
+        let pairs = pairs.filter(|(target, _)| !target.is_empty()).collect::<Vec<_>>();
+        Ok(Self { all: ours(level).with_targets(pairs.clone()), named: Targets::new().with_targets(pairs) })
     }
 }
 
-fn ours(targets: Targets, level: LevelFilter) -> Targets {
-    targets.with_target("we_agent", level).with_default(level.min(LevelFilter::WARN))
+impl LogFilter {
+    /// Whether the operator asked for this line in particular, by its target or with a level that says everything; then
+    /// each is written.
+    pub(super) fn asks_for(&self, line: &Metadata<'_>) -> bool {
+        *line.level() > Level::INFO || self.named.would_enable(line.target(), line.level())
+    }
+}
+
+/// Whether a target is one of ours.
+pub(super) fn is_ours(target: &str) -> bool {
+    target.starts_with(OURS)
+}
+
+fn ours(level: LevelFilter) -> Targets {
+    Targets::new().with_target(OURS, level).with_default(level.min(LevelFilter::ERROR))
 }

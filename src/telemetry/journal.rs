@@ -20,8 +20,6 @@ use std::{
 };
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// A longer value is cut, in bytes: the datagram has to fit into a socket buffer.
-const MAX_VALUE: usize = 8 * 1024;
 /// No entry waits longer for a journal that hangs.
 const PATIENCE: Duration = Duration::from_millis(100);
 
@@ -83,17 +81,9 @@ fn field_name(name: &str) -> String {
     name.chars().map(legal).collect::<String>().trim_start_matches('_').to_owned()
 }
 
-/// A value with a line feed is sent with its length, in eight bytes, little-endian.
+/// No value has a line feed, which would have to be sent with its length.
 fn put(entry: &mut Vec<u8>, name: &str, value: &str) {
-    let end = (0..=MAX_VALUE.min(value.len())).rev().find(|&at| value.is_char_boundary(at)).unwrap_or(0);
-    let value = &value[..end];
-    entry.extend_from_slice(name.as_bytes());
-    if value.contains('\n') {
-        entry.push(b'\n');
-        entry.extend_from_slice(&(value.len() as u64).to_le_bytes());
-    } else {
-        entry.push(b'=');
+    for part in [name, "=", value, "\n"] {
+        entry.extend_from_slice(part.as_bytes());
     }
-    entry.extend_from_slice(value.as_bytes());
-    entry.push(b'\n');
 }

@@ -1,15 +1,20 @@
 //! One event with everything around it, and how it reads.
 
+use super::text::line;
 use anstyle::{AnsiColor, Style};
 use serde_json::{Map, Value};
-use std::{fmt, fmt::Write, time::SystemTime};
+use std::{
+    fmt::{self, Write},
+    hash::{DefaultHasher, Hash, Hasher},
+    time::SystemTime,
+};
 use tracing::{
     Level, Metadata,
     field::{Field, Visit},
 };
 
-/// Fields in the order in which they came; a later value of the same name replaces the earlier.
-#[derive(Debug, Clone, Default)]
+/// Fields in the order in which they came; a later value of the same name replaces the earlier. A text is one line.
+#[derive(Debug, Clone, Default, Hash)]
 pub(super) struct Fields(Vec<(&'static str, Value)>);
 
 impl Fields {
@@ -27,7 +32,7 @@ impl Fields {
 
     #[cfg(test)]
     pub(super) fn of(fields: &[(&'static str, &str)]) -> Self {
-        Self(fields.iter().map(|(name, value)| (*name, Value::from(*value))).collect())
+        Self(fields.iter().map(|(name, value)| (*name, Value::from(line(*value)))).collect())
     }
 
     pub(super) fn extend(&mut self, other: &Self) {
@@ -37,15 +42,15 @@ impl Fields {
 
 impl Visit for Fields {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        self.put(field.name(), Value::String(format!("{value:?}")));
+        self.put(field.name(), line(format_args!("{value:?}")).into());
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.put(field.name(), value.into());
+        self.put(field.name(), line(value).into());
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn std::error::Error + 'static)) {
-        self.put(field.name(), value.to_string().into());
+        self.put(field.name(), line(value).into());
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
@@ -62,6 +67,23 @@ impl Visit for Fields {
 
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.put(field.name(), value.into());
+    }
+}
+
+/// The same fields as a hash, without a copy of them.
+pub(super) struct Same<'a>(pub(super) &'a mut DefaultHasher);
+
+impl Visit for Same<'_> {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        field.name().hash(self.0);
+        let _ = write!(self, "{value:?}");
+    }
+}
+
+impl Write for Same<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        self.0.write(text.as_bytes());
+        Ok(())
     }
 }
 
@@ -128,7 +150,16 @@ impl Record {
             let quoted = value.is_empty() || value.contains(|c: char| c.is_whitespace() || c == '"');
             let _ = if quoted { write!(words, "{gap}{name}={value:?}") } else { write!(words, "{gap}{name}={value}") };
         }
-        words
+        // Each is short, but not all together.
+        line(words)
+    }
+
+    /// The same, told for so many that were left out.
+    pub(super) fn again(mut self, times: u64) -> Self {
+        self.time = SystemTime::now();
+        self.message = format!("{}; {times} times more in the minute before", self.message);
+        self.own.put("before", times.into());
+        self
     }
 
     /// One line, with colours or without.
@@ -143,9 +174,7 @@ impl Record {
         let styles = (Style::new().fg_color(Some(colour.into())), Style::new().dimmed());
         let (level, dim) = if coloured { styles } else { <(Style, Style)>::default() };
         let time = humantime::format_rfc3339_seconds(self.time);
-        // A line stays a line, whatever the texts hold that others sent us.
-        let words: String = self.words().chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        format!("{dim}{time}{dim:#} {level}{word}{level:#} {words}\n")
+        format!("{dim}{time}{dim:#} {level}{word}{level:#} {}\n", self.words())
     }
 
     /// One line of JSON, every field at the top level.

@@ -12,9 +12,8 @@ fn entries(filter: &str, say: impl FnOnce()) -> Vec<String> {
     let filter: LogFilter = filter.parse().unwrap();
     let form = Form::Journal(Journal::at(&path).unwrap());
     let sink = Sink { form, coloured: false, stderr: Stderr::of(io::stderr().as_fd()).unwrap() };
-    let queue: &Queue = Box::leak(Box::new(Queue::new(sink)));
-    let output = Output(queue).with_filter(filter.0);
-    tracing::subscriber::with_default(tracing_subscriber::registry().with(output), || {
+    let log: &Log = Box::leak(Box::new(Log::new(sink)));
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(Output::new(log, filter)), || {
         say();
         tracing::error!(target: "we_agent", "end");
     });
@@ -49,11 +48,8 @@ fn the_journal_gets_a_sentence_and_every_field() {
     has(&entries[0], "SERIAL=1f");
     has(&entries[0], "ATTEMPTS=3");
     has(&entries[1], "PRIORITY=4");
-    let length = 21u64.to_le_bytes();
-    let cause = format!("\nCAUSE\n{}stream closed\nby peer\n", String::from_utf8_lossy(&length));
-    assert!(entries[1].contains(&cause), "{:?}", entries[1]);
-    let message = "orders: registration lost: stream closed\nby peer\n";
-    assert!(entries[1].starts_with("MESSAGE\n") && entries[1].contains(message), "{:?}", entries[1]);
+    has(&entries[1], "MESSAGE=orders: registration lost: stream closed by peer");
+    has(&entries[1], "CAUSE=stream closed by peer");
 }
 
 #[test]
@@ -62,15 +58,16 @@ fn a_bare_level_opens_our_targets_only() {
         tracing::trace!("ours");
         tracing::debug!(target: "h2::codec", "frame");
         tracing::warn!(target: "rustls::conn", "odd");
+        tracing::error!(target: "tonic::status", "bad");
     };
     let heard = |filter: &str| {
         entries(filter, say).iter().filter_map(|e| Some(e.split_once('\n')?.0.to_owned())).collect::<Vec<_>>()
     };
-    assert_eq!(heard("trace"), ["MESSAGE=ours", "MESSAGE=odd"]);
-    assert_eq!(heard("info"), ["MESSAGE=odd"]);
-    assert_eq!(heard("error"), [""; 0]);
-    assert_eq!(heard("info,h2=debug"), ["MESSAGE=frame", "MESSAGE=odd"]);
-    assert_eq!(heard("we_agent=trace"), ["MESSAGE=ours", "MESSAGE=odd"]);
+    assert_eq!(heard("trace"), ["MESSAGE=ours", "MESSAGE=bad"]);
+    assert_eq!(heard("info"), ["MESSAGE=bad"]);
+    assert_eq!(heard("we_agent=info,tonic=off"), [""; 0]);
+    assert_eq!(heard("info,h2=debug,rustls=warn"), ["MESSAGE=frame", "MESSAGE=odd", "MESSAGE=bad"]);
+    assert_eq!(heard("we_agent=trace"), ["MESSAGE=ours", "MESSAGE=bad"]);
     assert!("loud".parse::<LogFilter>().is_err());
 }
 
@@ -81,7 +78,44 @@ fn a_long_text_is_cut_and_a_field_has_a_legal_name() {
     assert!(entries[0].len() < 20_000, "{}", entries[0].len());
     has(&entries[0], "WE_ODD=1");
     let cause = entries[0].lines().find_map(|line| line.strip_prefix("CAUSE=")).unwrap();
-    assert!(cause.len() > 8_000 && cause.chars().all(|c| c == 'ä'));
+    assert!(cause.len() > 8_000 && cause.trim_end_matches('…').chars().all(|c| c == 'ä'));
+}
+
+/// The lines of text that are written while `say` runs, without their times.
+fn lines(filter: &str, say: impl FnOnce()) -> Vec<String> {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let sink = Sink { form: Form::Text, coloured: false, stderr: Stderr::of(file.as_fd()).unwrap() };
+    let log: &Log = Box::leak(Box::new(Log::new(sink)));
+    let output = Output::new(log, filter.parse().unwrap());
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(output), say);
+    log.throttle.flush(&log.queue);
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    text.lines().map(|line| line.split_once(' ').unwrap().1.trim_start().to_owned()).collect()
+}
+
+#[test]
+fn nobody_makes_us_say_the_same_without_end() {
+    let say = || {
+        for n in 0..100 {
+            tracing::error!(target: "h2::proto", n, "a ping that we never sent");
+            let _of = info_span!("workload", workload = if n % 2 == 0 { "orders" } else { "payments" }).entered();
+            warn!(cause = "no route", "registration lost");
+            info!(n, "another each time");
+            tracing::debug!("asked for");
+        }
+    };
+    let count = |lines: &[String], words: &str| lines.iter().filter(|line| line.contains(words)).count();
+    let heard = lines("debug", say);
+    assert_eq!(count(&heard, "never sent"), 11, "{heard:#?}");
+    assert_eq!(count(&heard, "never sent; 90 times more in the minute before  n=10 before=90"), 1, "{heard:#?}");
+    for workload in ["orders", "payments"] {
+        assert_eq!(count(&heard, &format!("WARN  {workload}: registration lost")), 11, "{heard:#?}");
+        let told = format!("{workload}: registration lost; 40 times more in the minute before: no route  before=40");
+        assert_eq!(count(&heard, &told), 1, "{heard:#?}");
+    }
+    assert_eq!((count(&heard, "another each time"), count(&heard, "asked for")), (100, 100));
+    // Whoever names a target hears all of it.
+    assert_eq!(count(&lines("info,h2=error", say), "never sent"), 100);
 }
 
 fn record() -> Record {
@@ -92,7 +126,7 @@ fn record() -> Record {
     own.extend(&Fields::of(&[
         ("message", "registration lost"),
         ("entry", "vms/a b"),
-        ("cause", "closed\x1b[2J\nby peer"),
+        ("cause", "closed\x1b[2J\nby\u{202e}peer"),
     ]));
     inherited.extend(&Fields::of(&[("workload", "payments"), ("spiffe_id", "spiffe://td/x")]));
     Record::new(metadata, std::time::UNIX_EPOCH, own, inherited)
@@ -118,7 +152,7 @@ fn json_has_every_field_at_the_top() {
         serde_json::json!({
             "time": "1970-01-01T00:00:00.000000Z", "level": "info", "target": "we_agent::telemetry::tests",
             "message": "registration lost", "workload": "payments", "spiffe_id": "spiffe://td/x",
-            "entry": "vms/a b", "cause": "closed\u{1b}[2J\nby peer",
+            "entry": "vms/a b", "cause": "closed [2J by peer",
         })
     );
 }

@@ -23,6 +23,7 @@ mod fault_matrix;
 mod faults;
 mod files;
 mod fleet;
+mod flood;
 mod follow;
 mod foreign;
 mod generated;
