@@ -85,7 +85,7 @@ pub fn init(format: LogFormat, filter: LogFilter) -> io::Result<()> {
     let sink = Sink { form, coloured, stderr: Stderr::of(stderr.as_fd())? };
     let log = LOG.get_or_init(|| Log::new(sink));
     // It fails when there is a subscriber already, which then is what the caller wants.
-    let _ = tracing_subscriber::registry().with(Output::new(log, filter)).try_init();
+    let _ = tracing_subscriber::registry().with(output(log, filter)).try_init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let payload = panic.payload();
@@ -122,11 +122,9 @@ struct Output {
     filter: LogFilter,
 }
 
-impl Output {
-    fn new<S: Subscriber + for<'a> LookupSpan<'a>>(log: &'static Log, filter: LogFilter) -> impl Layer<S> {
-        let all = filter.all.clone();
-        Self { log, filter }.with_filter(all)
-    }
+fn output<S: Subscriber + for<'a> LookupSpan<'a>>(log: &'static Log, filter: LogFilter) -> impl Layer<S> {
+    let all = filter.all.clone();
+    Output { log, filter }.with_filter(all)
 }
 
 impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Output {

@@ -7,6 +7,7 @@ use crate::{
 };
 use std::{fmt, sync::Arc};
 use tokio::task::spawn_blocking;
+use tonic::Status;
 
 /// Decides who may connect to the socket of one workload. Root and the agent's own user always may: they could read the
 /// key anyway. For everybody else it takes an entry of `socket.allow`.
@@ -147,6 +148,18 @@ impl fmt::Display for Denied {
 }
 
 impl std::error::Error for Denied {}
+
+impl Denied {
+    /// What the peer is told. Permission denied is final: on it, a SPIFFE client throws away the identity that it has.
+    pub(super) fn status(&self) -> Status {
+        let words = self.to_string();
+        match &self.why {
+            Why::Unknown(error) if !error.is_final() => Status::unavailable(words),
+            Why::Crowded(_) => Status::resource_exhausted(words),
+            Why::Stranger | Why::Gone | Why::Unknown(_) => Status::permission_denied(words),
+        }
+    }
+}
 
 /// `uid 1000 (mallory), gid 100, pid 4711, unit cron.service`.
 impl fmt::Display for Who {

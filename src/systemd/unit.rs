@@ -8,6 +8,8 @@ use tokio::{sync::Semaphore, time::timeout};
 
 /// Where the system bus listens, below the root.
 const BUS: &str = "/run/dbus/system_bus_socket";
+/// Its name there.
+const SYSTEMD: &str = "org.freedesktop.systemd1";
 /// Bound on one question, greeting and waiting included.
 const ASK: Duration = Duration::from_secs(2);
 /// Questions at a time: whoever connects a thousand times shall not take all connections that the bus gives us.
@@ -50,6 +52,19 @@ pub enum UnitError {
     Late,
 }
 
+impl UnitError {
+    /// Whether this is systemd's last word on the process; anything else may be another one in a moment.
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Gone => true,
+            Self::Refused { name, .. } => {
+                matches!(name.strip_prefix("org.freedesktop.systemd1."), Some("NoUnitForPID" | "NoSuchProcess"))
+            }
+            Self::Unpinned | Self::Bus { .. } | Self::Late => false,
+        }
+    }
+}
+
 impl Units {
     /// Asks on the system bus of `root`.
     pub fn new(root: &Root) -> Self {
@@ -71,9 +86,11 @@ impl Units {
             return Err(if peer.has_gone() { UnitError::Gone } else { UnitError::Unpinned });
         };
         let mut bus = Bus::connect(&self.bus).await.map_err(failed)?;
+        // Whoever has the name: the policy of the bus gives it to root alone.
+        let systemd = bus.owner(SYSTEMD).await.map_err(failed)?;
         if bus.takes_descriptors() {
             // Answers with the path of the unit, its name, and the id of its run.
-            match bus.call(manager("GetUnitByPIDFD"), Argument::Descriptor(pidfd)).await.map_err(failed)? {
+            match bus.call(manager(&systemd, "GetUnitByPIDFD"), Argument::Descriptor(pidfd)).await.map_err(failed)? {
                 Answer::Strings(strings) => return strings.into_iter().nth(1).ok_or_else(|| failed(unreadable())),
                 // systemd before 253 does not know it; what its bus policy does not know, the bus denies.
                 Answer::Error(name, _) if is_unknown(&name) => {}
@@ -81,7 +98,7 @@ impl Units {
             }
         }
         let Some(number) = peer.pid.and_then(|pid| u32::try_from(pid).ok()) else { return Err(UnitError::Unpinned) };
-        let unit = match bus.call(manager("GetUnitByPID"), Argument::Number(number)).await.map_err(failed)? {
+        let unit = match bus.call(manager(&systemd, "GetUnitByPID"), Argument::Number(number)).await.map_err(failed)? {
             Answer::Strings(strings) => {
                 strings.first().and_then(|path| named(path)).ok_or_else(|| failed(unreadable()))
             }
@@ -92,13 +109,9 @@ impl Units {
     }
 }
 
-fn manager(member: &'static str) -> Method {
-    Method {
-        service: "org.freedesktop.systemd1",
-        path: "/org/freedesktop/systemd1",
-        interface: "org.freedesktop.systemd1.Manager",
-        member,
-    }
+fn manager<'a>(systemd: &'a str, member: &'static str) -> Method<'a> {
+    let interface = "org.freedesktop.systemd1.Manager";
+    Method { of: systemd, path: "/org/freedesktop/systemd1", interface, member }
 }
 
 fn is_unknown(error: &str) -> bool {

@@ -13,7 +13,7 @@ fn entries(filter: &str, say: impl FnOnce()) -> Vec<String> {
     let form = Form::Journal(Journal::at(&path).unwrap());
     let sink = Sink { form, coloured: false, stderr: Stderr::of(io::stderr().as_fd()).unwrap() };
     let log: &Log = Box::leak(Box::new(Log::new(sink)));
-    tracing::subscriber::with_default(tracing_subscriber::registry().with(Output::new(log, filter)), || {
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(output(log, filter)), || {
         say();
         tracing::error!(target: "we_agent", "end");
     });
@@ -86,7 +86,7 @@ fn lines(filter: &str, say: impl FnOnce()) -> Vec<String> {
     let file = tempfile::NamedTempFile::new().unwrap();
     let sink = Sink { form: Form::Text, coloured: false, stderr: Stderr::of(file.as_fd()).unwrap() };
     let log: &Log = Box::leak(Box::new(Log::new(sink)));
-    let output = Output::new(log, filter.parse().unwrap());
+    let output = output(log, filter.parse().unwrap());
     tracing::subscriber::with_default(tracing_subscriber::registry().with(output), say);
     log.throttle.flush(&log.queue);
     let text = std::fs::read_to_string(file.path()).unwrap();

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
-use crate::system_bus::{Kind, SystemBus};
+use crate::system_bus::{FORGED, Kind, SystemBus};
 use std::{
     io,
     os::unix::fs::PermissionsExt,
@@ -150,6 +150,20 @@ async fn systemd_is_asked_for_the_unit_in_the_way_that_it_understands() {
         door.policy(&[unit("x.service"), Allow::User(Account::Id(MALLORY))]).admit(&caller.peer).await.unwrap();
         door.policy(&[]).admit(&caller.peer).await.unwrap_err();
         assert_eq!(bus.asked(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn nobody_but_systemd_says_who_is_in_a_unit() {
+    let Some(door) = Door::open() else { return };
+    let bus = SystemBus::start(door.dir.path(), Kind::Pestered);
+    let caller = door.knock().await;
+    bus.put(caller.pid(), "nginx.service");
+    let (entitled, forged) = (door.policy(&[unit("nginx.service")]), door.policy(&[unit(FORGED)]));
+    for _ in 0..30 {
+        entitled.admit(&caller.peer).await.unwrap();
+        let denied = forged.admit(&caller.peer).await.unwrap_err().to_string();
+        assert!(denied.contains(", unit nginx.service: no entry"), "{denied}");
     }
 }
 

@@ -17,6 +17,13 @@ use tokio::{
     task::JoinHandle,
 };
 
+/// Who is on it: the bus itself, systemd, and somebody.
+const BUS: &str = "org.freedesktop.DBus";
+const SYSTEMD: &str = ":1.2";
+const MALLORY: &str = ":1.66";
+/// The unit that somebody says everybody is in.
+pub(crate) const FORGED: &str = "forged.service";
+
 /// What the other end of the bus is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -28,6 +35,9 @@ pub(crate) enum Kind {
     Old,
     /// A bus that passes no descriptors.
     WithoutDescriptors,
+    /// The first, beside a user who sends signals, returns and errors to whoever comes, with every serial that may be
+    /// asked for, before and after systemd answers.
+    Pestered,
     /// One that never answers a question.
     Silent,
     /// No D-Bus at all.
@@ -126,12 +136,15 @@ async fn talk(mut stream: UnixStream, kind: Kind, units: &Mutex<BTreeMap<u32, St
             let answer = if has("Hello") {
                 // As the real one does, a signal follows.
                 [
-                    reply(kind, serial, None, "s", |body| body.text(":1.7")),
+                    reply(kind, serial, BUS, None, "s", |body| body.text(":1.7")),
                     include_bytes!("../golden/dbus/signal.bin").to_vec(),
                 ]
                 .concat()
+            } else if has("GetNameOwner") {
+                assert!(has(BUS) && has("org.freedesktop.systemd1"));
+                reply(kind, serial, BUS, None, "s", |body| body.text(SYSTEMD))
             } else {
-                assert!(has("org.freedesktop.systemd1") && has("/org/freedesktop/systemd1"));
+                assert!(has(SYSTEMD) && has("/org/freedesktop/systemd1"));
                 assert!(has("org.freedesktop.systemd1.Manager"));
                 let by_descriptor = has("GetUnitByPIDFD");
                 assert!(by_descriptor || has("GetUnitByPID"));
@@ -146,22 +159,31 @@ async fn talk(mut stream: UnixStream, kind: Kind, units: &Mutex<BTreeMap<u32, St
                     (Kind::Silent, ..) => Vec::new(),
                     (Kind::Old | Kind::WithoutDescriptors, true, _) => {
                         let name = "org.freedesktop.DBus.Error.AccessDenied";
-                        reply(kind, serial, Some(name), "s", |body| body.text("Sender is not authorized"))
+                        reply(kind, serial, BUS, Some(name), "s", |body| body.text("Sender is not authorized"))
                     }
                     (_, _, None) => {
                         let name = "org.freedesktop.systemd1.NoUnitForPID";
-                        reply(kind, serial, Some(name), "s", |b| b.text("PID does not belong to any loaded unit."))
+                        reply(kind, serial, SYSTEMD, Some(name), "s", |b| {
+                            b.text("PID does not belong to any loaded unit.")
+                        })
                     }
-                    (_, true, Some(unit)) => reply(kind, serial, None, "osay", |body| {
+                    (_, true, Some(unit)) => reply(kind, serial, SYSTEMD, None, "osay", |body| {
                         body.text(&path(&unit));
                         body.text(&unit);
                         body.number(16);
                         body.bytes.extend([7; 16]);
                     }),
-                    (_, false, Some(unit)) => reply(kind, serial, None, "o", |body| body.text(&path(&unit))),
+                    (_, false, Some(unit)) => reply(kind, serial, SYSTEMD, None, "o", |body| body.text(&path(&unit))),
                 }
             };
-            stream.write_all(&answer).await.unwrap();
+            let answer = match kind {
+                Kind::Pestered => [nuisance(serial), answer, nuisance(serial)].concat(),
+                _ => answer,
+            };
+            // Whoever has its answer goes.
+            if stream.write_all(&answer).await.is_err() {
+                return;
+            }
             continue;
         }
         let (more, fds) = receive(&stream).await;
@@ -171,6 +193,23 @@ async fn talk(mut stream: UnixStream, kind: Kind, units: &Mutex<BTreeMap<u32, St
         bytes.extend(more);
         rights.extend(fds);
     }
+}
+
+/// What another user sends to whoever comes: signals, one of them long, and an answer to everything that may have been asked.
+fn nuisance(serial: u32) -> Vec<u8> {
+    const LONG: u32 = 300 << 10;
+    let signal = include_bytes!("../golden/dbus/signal.bin");
+    let mut long = [&[b'l', 4, 0, 1][..], &LONG.to_le_bytes(), &[9, 0, 0, 0, 0, 0, 0, 0]].concat();
+    long.resize(16 + LONG as usize, 0);
+    let answers = (0..serial + 9).flat_map(|to| {
+        let unit = |body: &mut Put| {
+            body.text(&path(FORGED));
+            body.text(FORGED);
+        };
+        let denied = Some("org.freedesktop.DBus.Error.AccessDenied");
+        [reply(Kind::New, to, MALLORY, None, "os", unit), reply(Kind::New, to, MALLORY, denied, "s", |b| b.text("no"))]
+    });
+    [signal.repeat(100), long, answers.flatten().collect()].concat()
 }
 
 /// How long the first message is; none before that is known.
@@ -219,7 +258,14 @@ impl Put {
     }
 }
 
-fn reply(kind: Kind, to: u32, error: Option<&str>, signature: &str, body: impl FnOnce(&mut Put)) -> Vec<u8> {
+fn reply(
+    kind: Kind,
+    to: u32,
+    from: &str,
+    error: Option<&str>,
+    signature: &str,
+    body: impl FnOnce(&mut Put),
+) -> Vec<u8> {
     let big = kind == Kind::NewBigEndian;
     let mut inner = Put { bytes: Vec::new(), big };
     body(&mut inner);
@@ -240,7 +286,7 @@ fn reply(kind: Kind, to: u32, error: Option<&str>, signature: &str, body: impl F
     out.bytes.extend(signature.bytes());
     out.bytes.push(0);
     out.field(7, b's');
-    out.text(":1.2");
+    out.text(from);
     let fields = u32::try_from(out.bytes.len() - 16).unwrap();
     let fields = if big { fields.to_be_bytes() } else { fields.to_le_bytes() };
     out.bytes[12..16].copy_from_slice(&fields);

@@ -1,4 +1,5 @@
 use super::*;
+use tonic::Code;
 
 #[test]
 fn a_refusal_says_who_and_what_to_change() {
@@ -25,4 +26,22 @@ fn a_refusal_says_who_and_what_to_change() {
         text(who(None, None), Why::Crowded(7)),
         "refused uid 1001, gid 1002, pid 77: this user has 7 connections already, which is the most; end some of them"
     );
+}
+
+#[test]
+fn only_what_is_known_is_final() {
+    let refused = |name: &str| UnitError::Refused { name: name.to_owned(), text: String::new() };
+    for (why, code) in [
+        (Why::Stranger, Code::PermissionDenied),
+        (Why::Gone, Code::PermissionDenied),
+        (Why::Unknown(refused("org.freedesktop.systemd1.NoUnitForPID")), Code::PermissionDenied),
+        (Why::Unknown(refused("org.freedesktop.DBus.Error.NoReply")), Code::Unavailable),
+        (Why::Unknown(UnitError::Late), Code::Unavailable),
+        (Why::Unknown(UnitError::Unpinned), Code::Unavailable),
+        (Why::Crowded(7), Code::ResourceExhausted),
+    ] {
+        let who = Who { peer: String::new(), user: None, unit: None };
+        let denied = Denied { workload: String::new(), who, why };
+        assert_eq!(denied.status().code(), code, "{denied}");
+    }
 }

@@ -92,7 +92,7 @@ impl Connection {
         let ended = match admitted {
             Ok(()) => serve(stream, &services.shutdown, |call| services.answer(call, &budget)).await,
             Err(denied) => {
-                let status = Status::permission_denied(denied.to_string());
+                let status = denied.status();
                 let refused = serve(stream, &services.shutdown, |(_, call)| grpc::refuse(call, status.clone()));
                 timeout(REFUSAL, refused).await.unwrap_or(Ok(()))
             }
