@@ -7,7 +7,7 @@ mod wait;
 use crate::{
     admin::AdminError,
     agent::{Agent, BindError},
-    bundle,
+    aside, bundle,
     command::{self, Commands},
     config::{Config, ConfigError},
     files::Root,
@@ -227,10 +227,14 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// One thread is enough: nothing here computes for long. What is still on a thread of its own at the end (a name service
+/// One thread is enough: nothing here computes for long. What is still done [aside](crate::aside) at the end (a name service
 /// that hangs) is not waited for: who writes has waited for that itself.
 fn wait_for(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(aside::MOST)
+        .thread_keep_alive(aside::IDLE)
+        .build()?;
     let done = runtime.block_on(task);
     runtime.shutdown_timeout(LAST_BREATH);
     done
@@ -328,7 +332,7 @@ mod tests {
         let (_never, hangs) = mpsc::channel::<()>();
         let ended = wait_for(async {
             let (starts, started) = tokio::sync::oneshot::channel();
-            tokio::task::spawn_blocking(move || starts.send(()).map(|()| hangs.recv_timeout(HANGS)));
+            tokio::spawn(aside::aside("hangs", move || starts.send(()).map(|()| hangs.recv_timeout(HANGS))));
             Ok(started.await?)
         });
         ended.unwrap();

@@ -10,6 +10,6 @@ mod watch;
 pub use access::{Access, Grant, group_number};
 pub(crate) use dir::beside;
 pub use dir::{Dir, DirError, Removal, SocketId};
-pub use foreign::{Foreign, MAX_FILE, MAX_ROOTS, ReadError, aside, is_denied, read, read_text};
+pub use foreign::{Foreign, MAX_FILE, MAX_ROOTS, ReadError, is_denied, read, read_aside, read_text};
 pub use root::Root;
 pub use watch::{FileWatch, Stamp};

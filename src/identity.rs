@@ -14,6 +14,7 @@ use disk::Disk;
 pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
 
 use crate::{
+    aside::aside,
     control::{ControlPlane, Retry, Signed},
     files::{FileWatch, Root, Stamp},
     spiffe::{Csr, KeyKind, PrivateKey, SpiffeId, X509Bundle, X509Context},
@@ -27,7 +28,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// Waits between rounds of requests.
@@ -195,7 +196,7 @@ impl<C: ControlPlane> Renewals<'_, C> {
             KeyKind::EcP256 | KeyKind::EcP384 => PrivateKey::generate(kind)?,
             // 100 ms of CPU and more: not on the event loop.
             KeyKind::Rsa2048 | KeyKind::Rsa3072 | KeyKind::Rsa4096 => {
-                spawn_blocking(move || PrivateKey::generate(kind)).await??
+                aside(format!("key of {}", self.wanted.id), move || PrivateKey::generate(kind)).await?
             }
         };
         let csr = Csr::new(&self.wanted.id, &key)?;

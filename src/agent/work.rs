@@ -14,6 +14,7 @@ use super::{
     token::TokenLook,
 };
 use crate::{
+    aside::aside,
     config::WorkloadConfig,
     status::{self, Addresses, Health, Identity, Membership, Registration, WorkloadStatus},
     time::{Clock, at},
@@ -22,7 +23,7 @@ use crate::{
 use std::{net::Ipv4Addr, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, watch},
-    task::{JoinError, JoinHandle, spawn_blocking},
+    task::{JoinError, JoinHandle},
     time::Instant,
 };
 
@@ -129,8 +130,9 @@ impl Work {
             Due::Now => {
                 let (root, name, clock) = (self.host.root.clone(), self.name.clone(), self.clock);
                 let known = self.now.as_ref().map(|(workload, _)| workload.id.clone());
+                let place = root.path("/etc/we-agent").join(&name);
                 let read = move || read(&root, &name, &dir, settings, known.as_ref(), clock);
-                self.reading = Some((now, spawn_blocking(read)));
+                self.reading = Some((now, tokio::spawn(aside(place, read))));
                 None
             }
         }

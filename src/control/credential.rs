@@ -1,7 +1,7 @@
 //! The credential ladder: what may be presented at a dial, best first, each read anew.
 
 use crate::{
-    files::{MAX_FILE, ReadError, aside, read_text},
+    files::{MAX_FILE, ReadError, read_aside},
     spiffe::X509Context,
     status::Identity,
     workload::token::{self, Expected, TokenError, TokenFacts, TokenFile},
@@ -74,8 +74,7 @@ impl Credential {
     }
 
     async fn read_token(&self) -> Result<Zeroizing<String>, ReadError> {
-        let file = self.token.current().to_owned();
-        aside(&file.clone(), move || read_text(&file, MAX_FILE)).await?
+        read_aside(self.token.current(), MAX_FILE).await
     }
 
     /// What the token says of itself; none when it cannot be read.

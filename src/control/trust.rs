@@ -2,7 +2,7 @@
 
 use super::Error;
 use crate::{
-    files::{FileWatch, MAX_ROOTS, aside, read_text},
+    files::{FileWatch, MAX_ROOTS, read_aside},
     spiffe::X509Bundle,
     status::Identity,
 };
@@ -74,7 +74,6 @@ impl Trust {
 
 async fn read_roots(file: &Path) -> Result<X509Bundle, Error> {
     let unusable = |cause: String| Error::Roots { file: file.display().to_string(), cause };
-    let path = file.to_owned();
-    let pem = aside(file, move || read_text(&path, MAX_ROOTS)).await.and_then(|read| read);
-    X509Bundle::from_pem(&pem.map_err(|e| unusable(e.to_string()))?).map_err(|e| unusable(e.to_string()))
+    X509Bundle::from_pem(&read_aside(file, MAX_ROOTS).await.map_err(|e| unusable(e.to_string()))?)
+        .map_err(|e| unusable(e.to_string()))
 }

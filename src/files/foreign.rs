@@ -2,19 +2,13 @@
 //! a place, a pipe, an endless device, a file system that does not answer, costs its reader an error and nobody else anything.
 //! `clippy.toml` keeps other ways to read a file out.
 
+use crate::aside::within;
 use std::{
-    collections::HashMap,
     fs::{File, OpenOptions},
     io::{self, ErrorKind, Read as _},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
-    thread,
+    path::Path,
     time::Duration,
-};
-use tokio::{
-    sync::{Semaphore, oneshot},
-    time::timeout,
 };
 use zeroize::Zeroizing;
 
@@ -89,7 +83,7 @@ impl Foreign {
 }
 
 /// Reads a regular file of at most `limit` bytes; links are followed. For threads that may wait for a disk: others
-/// [`aside`].
+/// [`read_aside`].
 ///
 /// # Errors
 /// Whatever else is there. Nothing but the file system itself makes it wait.
@@ -124,45 +118,13 @@ fn open(path: &Path) -> Result<(File, u32), ReadError> {
     if stat.is_file() { Ok((file, stat.mode())) } else { Err(ReadError::NotAFile) }
 }
 
-/// The turns of those who read, by path.
-static TURNS: LazyLock<Mutex<HashMap<PathBuf, Weak<Semaphore>>>> = LazyLock::new(Mutex::default);
-
-/// Does `work`, which reads `path` (a file, or several below it), in a thread of its own, so that the event loop never waits
-/// for a disk. One at a time for each path: a file system that hangs holds one thread, however often it is asked.
+/// As [`read_text`], aside and bounded: for the event loop, which never waits for a disk.
 ///
 /// # Errors
-/// [`ReadError::Slow`] when it is not done in time; its thread ends when the file system answers.
-pub async fn aside<T: Send + 'static>(path: &Path, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ReadError> {
-    within(DEADLINE, path, work).await
-}
-
-async fn within<T: Send + 'static>(
-    deadline: Duration,
-    path: &Path,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, ReadError> {
-    let done = async {
-        let turn = turn(path).acquire_owned().await.map_err(|_| ReadError::Slow(deadline))?;
-        let (tell, told) = oneshot::channel();
-        thread::Builder::new().name("files".to_owned()).spawn(move || {
-            let done = work();
-            drop(turn);
-            let _ = tell.send(done);
-        })?;
-        told.await.map_err(|_| ReadError::System(ErrorKind::Other))
-    };
-    timeout(deadline, done).await.unwrap_or(Err(ReadError::Slow(deadline)))
-}
-
-fn turn(path: &Path) -> Arc<Semaphore> {
-    let mut turns = TURNS.lock().unwrap_or_else(PoisonError::into_inner);
-    turns.retain(|_, turn| turn.strong_count() > 0);
-    if let Some(turn) = turns.get(path).and_then(Weak::upgrade) {
-        return turn;
-    }
-    let turn = Arc::new(Semaphore::new(1));
-    turns.insert(path.to_owned(), Arc::downgrade(&turn));
-    turn
+/// As [`read_text`], and [`ReadError::Slow`] when it is not done in time.
+pub async fn read_aside(path: &Path, limit: usize) -> Result<Zeroizing<String>, ReadError> {
+    let file = path.to_owned();
+    within(DEADLINE, path, move || read_text(&file, limit)).await.unwrap_or(Err(ReadError::Slow(DEADLINE)))
 }
 
 #[cfg(test)]
@@ -173,7 +135,6 @@ mod tests {
     use std::{
         fs,
         os::unix::{fs::symlink, net::UnixListener},
-        sync::mpsc,
     };
 
     fn text(path: &Path) -> Result<String, ReadError> {
@@ -215,27 +176,5 @@ mod tests {
             fs::write(file.path(), bytes).unwrap();
             assert_eq!(text(file.path()), read, "{bytes:?}");
         }
-    }
-
-    #[tokio::test]
-    async fn a_file_system_that_hangs_holds_one_thread_and_nobody_else() {
-        let (release, hangs) = mpsc::channel::<()>();
-        let (here, there) = (Path::new("/hangs/token"), Path::new("/answers/token"));
-        let brief = Duration::from_millis(50);
-        let stuck = within(brief, here, move || hangs.recv().is_err()).await;
-        assert_eq!(stuck, Err(ReadError::Slow(brief)));
-        // The next one waits for its turn, and not for ever; its work is not begun.
-        let next = within(brief, here, || panic!("a second thread hangs")).await;
-        assert_eq!(next, Err(ReadError::Slow(brief)));
-        assert_eq!(aside(there, || 1).await, Ok(1));
-        drop(release);
-        assert_eq!(aside(here, || 2).await, Ok(2));
-    }
-
-    #[tokio::test]
-    async fn work_that_panics_is_an_error() {
-        let path = Path::new("/panics");
-        assert_eq!(aside(path, || panic!("by intent")).await, Err::<(), _>(ReadError::System(ErrorKind::Other)));
-        assert_eq!(aside(path, || 1).await, Ok(1));
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::{
     command::words,
-    host::{Local, LocalStream, is_of_this_host},
+    host::{Local, LocalStream, Resolver, is_of_this_host},
     status::InboundPlace,
 };
 use std::{
@@ -11,7 +11,7 @@ use std::{
 };
 use tokio::{
     io::AsyncWriteExt,
-    net::{TcpSocket, TcpStream, lookup_host},
+    net::{TcpSocket, TcpStream},
     sync::watch,
 };
 
@@ -91,10 +91,7 @@ async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if name == "localhost" || name.ends_with(".localhost") {
         return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
     }
-    match lookup_host((host, port)).await {
-        Ok(found) => Ok(found.collect()),
-        Err(error) => Err(format!("dial tcp: lookup {host}: {error}")),
-    }
+    Resolver::default().lookup(host, port).await.map_err(|error| format!("dial tcp: lookup {host}: {error}"))
 }
 
 async fn connect(target: SocketAddr, source: Source) -> Result<TcpStream, String> {

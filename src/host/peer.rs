@@ -148,28 +148,42 @@ pub enum Allow {
 }
 
 impl Allow {
-    /// Whether it lets a peer in by its user or one of its groups. Looks names up, which may block for as long as the
-    /// system's directory takes. A unit is not decided here.
+    /// Whether it lets a peer in by the number of its user or of one of its groups. A name lets nobody in before it was
+    /// [resolved](Allow::resolved); a unit is not decided here.
     pub fn fits(&self, uid: u32, groups: &[u32]) -> bool {
         match self {
-            Self::User(user) => user.id(user_id).is_some_and(|allowed| allowed == uid),
-            Self::Group(group) => group.id(group_id).is_some_and(|allowed| groups.contains(&allowed)),
-            Self::Unit(_) => false,
+            Self::User(Account::Id(allowed)) => *allowed == uid && uid != UNMAPPED,
+            Self::Group(Account::Id(allowed)) => groups.contains(allowed) && *allowed != UNMAPPED,
+            Self::User(Account::Name(_)) | Self::Group(Account::Name(_)) | Self::Unit(_) => false,
+        }
+    }
+
+    /// Whether it says a name, whose number the system knows.
+    pub fn is_by_name(&self) -> bool {
+        matches!(self, Self::User(Account::Name(_)) | Self::Group(Account::Name(_)))
+    }
+
+    /// The same by number, as the system knows it now. May block for as long as the system's directory takes.
+    #[must_use]
+    pub fn resolved(&self) -> Self {
+        match self {
+            Self::User(user) => Self::User(user.resolved(user_id)),
+            Self::Group(group) => Self::Group(group.resolved(group_id)),
+            Self::Unit(_) => self.clone(),
         }
     }
 }
 
 impl Account {
-    fn id(&self, look_up: impl Fn(&str) -> Option<u32>) -> Option<u32> {
-        let id = match self {
-            Self::Id(id) => Some(*id),
-            Self::Name(name) => look_up(name),
-        };
-        id.filter(|id| *id != UNMAPPED)
+    fn resolved(&self, look_up: impl Fn(&str) -> Option<u32>) -> Self {
+        match self {
+            Self::Name(name) => look_up(name).map_or_else(|| self.clone(), Self::Id),
+            Self::Id(_) => self.clone(),
+        }
     }
 }
 
-/// The name of a user; none when it has none. May block, as [`Allow::fits`].
+/// The name of a user; none when it has none. May block, as [`Allow::resolved`].
 pub fn user_name(uid: u32) -> Option<String> {
     User::from_uid(uid.into()).ok().flatten().map(|user| user.name)
 }

@@ -3,6 +3,7 @@
 
 use super::{Loaded, PassedOver, Store, Wanted};
 use crate::{
+    aside::within,
     files::{DirError, Root},
     spiffe::SpiffeId,
     status::{self, Durable, Identity, Trouble},
@@ -10,24 +11,18 @@ use crate::{
 };
 use std::{
     collections::BTreeSet,
-    panic::resume_unwind,
     path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
-use tokio::{
-    sync::{Semaphore, watch},
-    task::spawn_blocking,
-    time::timeout,
-};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 /// How long anybody waits for the disk. What it was asked for goes on aside.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The disk with the store of one workload. One thing at a time is done on it, off the event loop, so that one that hangs
-/// holds one thread and no more.
+/// The disk with the store of one workload. What is done on it is done aside.
 #[derive(Debug, Clone)]
 pub(super) struct Disk {
     root: Root,
@@ -35,7 +30,6 @@ pub(super) struct Disk {
     id: SpiffeId,
     /// From one look at the store to the next.
     every: Duration,
-    turn: Arc<Semaphore>,
     /// What was said of files that are passed over.
     said: Arc<Mutex<BTreeSet<String>>>,
 }
@@ -59,7 +53,6 @@ impl Disk {
             dir: wanted.store.clone(),
             id: wanted.id.clone(),
             every: wanted.looks,
-            turn: Arc::new(Semaphore::new(1)),
             said: Arc::default(),
         }
     }
@@ -69,20 +62,8 @@ impl Disk {
         &self,
         act: impl FnOnce(Store) -> Result<T, DirError> + Send + 'static,
     ) -> Option<Result<T, DirError>> {
-        let done = async {
-            let turn = self.turn.clone().acquire_owned().await.ok()?;
-            let (root, dir) = (self.root.clone(), self.dir.clone());
-            let acting = spawn_blocking(move || {
-                let _turn = turn;
-                Store::open(&root, dir).and_then(act)
-            });
-            match acting.await {
-                Ok(done) => Some(done),
-                // A bug stays a bug, wherever it ran.
-                Err(error) => error.try_into_panic().map_or(None, |panic| resume_unwind(panic)),
-            }
-        };
-        timeout(PATIENCE, done).await.ok().flatten()
+        let (root, dir) = (self.root.clone(), self.dir.clone());
+        within(PATIENCE, self.root.path(&self.dir), move || Store::open(&root, dir).and_then(act)).await.ok()
     }
 
     /// What a restart would find at `now`; none when nothing can be read. What is passed over is said once.

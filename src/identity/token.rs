@@ -4,6 +4,7 @@
 
 use super::Wanted;
 use crate::{
+    aside::aside,
     control::{self, ControlPlane},
     files::{Dir, DirError, FileWatch, MAX_FILE, Removal, Stamp, read_text},
     spiffe::X509Context,
@@ -16,7 +17,7 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::{sync::watch, task::spawn_blocking};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 /// From one attempt to remove what could not be removed to the next, besides those at a change of the file.
@@ -112,11 +113,10 @@ impl TokenRemoval {
         certificate: &Arc<X509Context>,
         now: SystemTime,
     ) -> Result<(), Stays> {
-        let token = wanted.token.clone();
         // Stamped before it is read: one that comes in between is another, and stays.
-        let stamp = Stamp::of(token.current());
-        if self.served.is_none() && spawn_blocking(move || has_expired(token.current(), now)).await.unwrap_or_default()
-        {
+        let token = wanted.token.current().to_owned();
+        let stamp = Stamp::of(&token);
+        if self.served.is_none() && aside(token.clone(), move || has_expired(&token, now)).await {
             self.served = stamp;
         }
         let Some(served) = self.served else { return Ok(()) };
@@ -130,17 +130,16 @@ impl TokenRemoval {
         }
         let (removable, file) = (wanted.clone(), wanted.token.file.clone());
         // It may sync a directory.
-        match spawn_blocking(move || remove(&removable, served)).await {
-            Ok(Ok(Removal::Linked)) => Err(Stays::Linked(file)),
-            Ok(Ok(removed)) => {
+        match aside(file.clone(), move || remove(&removable, served)).await {
+            Ok(Removal::Linked) => Err(Stays::Linked(file)),
+            Ok(removed) => {
                 self.served = None;
                 if removed == Removal::Gone && stamp.is_some() {
                     info!("the token has served and was removed");
                 }
                 Ok(())
             }
-            Ok(Err(cause)) => Err(cause),
-            Err(_) => Ok(()), // the runtime is going down
+            Err(cause) => Err(cause),
         }
     }
 }

@@ -16,6 +16,7 @@ mod pkcs12;
 mod single;
 
 use crate::{
+    aside::within,
     files::{Access, Dir, DirError, FileWatch, Grant, Root},
     spiffe::{X509Bundle, X509Context},
     status::{self, Identity, Publication, Trouble},
@@ -38,6 +39,9 @@ const ROOTS: &str = "root-cert.pem";
 const MAX_FILE: usize = 1 << 20;
 /// How often all is looked at although nothing has changed: old generations go.
 const REVIEW: Duration = Duration::from_secs(600);
+
+/// How long anybody waits for the disk, or for the name service that knows owner and group. What it was asked for goes on aside.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is written, and how it is laid out in its directory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,6 +115,9 @@ pub enum FilesError {
         /// What is wrong with it, and the fix.
         why: String,
     },
+    /// The disk, or the name service that was asked for owner or group, does not answer.
+    #[error("{} was not written within {}s: see what its disk, or the name service, waits for", .0.display(), PATIENCE.as_secs())]
+    Slow(PathBuf),
     /// It cannot be put into PKCS#12.
     #[error("cannot write PKCS#12: {0}; configure another format and report this")]
     Pkcs12(String),
@@ -122,6 +129,7 @@ impl FilesError {
         match self {
             Self::Dir(error) => error.kind(),
             Self::Password { .. } => "password",
+            Self::Slow(_) => "disk_hangs",
             Self::Pkcs12(_) => "pkcs12",
         }
     }
@@ -146,6 +154,14 @@ impl Files {
     /// The directory on this host.
     pub fn path(&self) -> PathBuf {
         self.root.path(&self.dir)
+    }
+
+    /// What is its own among the outputs of a directory.
+    fn place(&self) -> PathBuf {
+        match &self.layout {
+            Layout::Generations | Layout::Flat => self.path(),
+            Layout::Single(file) => self.path().join(&file.name),
+        }
     }
 
     /// What is there once it was published.
@@ -208,7 +224,7 @@ fn contents(context: &X509Context) -> [(&'static str, zeroize::Zeroizing<String>
 /// until there is a better one, and a stopped agent leaves a working pair behind. At each of the `looks`, when the process
 /// is awake anyway, they are looked at: what somebody has removed or changed is made anew.
 ///
-/// The disk is touched on a blocking thread: one fsync may take longer than a whole health probe.
+/// The disk is touched aside: one fsync may take longer than a whole health probe.
 pub async fn run(
     files: Files,
     mut identity: watch::Receiver<Identity>,
@@ -223,7 +239,7 @@ pub async fn run(
         let (now, attempted) = (clock.now(), identity.borrow().current.clone());
         let mut wait = REVIEW;
         if let Some(context) = attempted.as_ref().filter(|context| context.svid.is_valid(now)) {
-            match blocking(&files, context, now).await {
+            match publish(&files, context, now).await {
                 Ok(outcome) => {
                     backoff.reset();
                     tell_success(&files, &fact, context, outcome);
@@ -260,16 +276,10 @@ async fn touched(files: &Files, written: &mut Option<FileWatch>, looks: &mut wat
     }
 }
 
-async fn blocking(files: &Files, context: &Arc<X509Context>, now: SystemTime) -> Result<Outcome, FilesError> {
-    let (files, context) = (files.clone(), Arc::clone(context));
-    match tokio::task::spawn_blocking(move || files.publish(&context, now)).await {
-        Ok(result) => result,
-        // A bug stays a bug, wherever it ran.
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(_) => std::future::pending().await, // cancelled: the runtime is going down
-        },
-    }
+async fn publish(files: &Files, context: &Arc<X509Context>, now: SystemTime) -> Result<Outcome, FilesError> {
+    let (place, files, context) = (files.place(), files.clone(), Arc::clone(context));
+    let written = within(PATIENCE, &place, move || files.publish(&context, now)).await;
+    written.unwrap_or_else(|_| Err(FilesError::Slow(place)))
 }
 
 fn tell_success(files: &Files, fact: &watch::Sender<Publication>, context: &X509Context, outcome: Outcome) {

@@ -2,12 +2,16 @@
 
 use super::refusals::Refusals;
 use crate::{
+    aside::{Questions, within},
     host::{Allow, Peer, user_name},
     systemd::{UnitError, Units},
 };
-use std::{fmt, sync::Arc};
-use tokio::task::spawn_blocking;
+use std::{fmt, sync::Arc, time::Duration};
+use tokio::time::timeout;
 use tonic::Status;
+
+/// How long the names of users and groups may take.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Decides who may connect to the socket of one workload. Root and the agent's own user always may: they could read the
 /// key anyway. For everybody else it takes an entry of `socket.allow`.
@@ -15,6 +19,8 @@ use tonic::Status;
 pub struct Policy {
     workload: String,
     allow: Arc<[Allow]>,
+    /// What the names in `allow` mean: the same for all who wait at the door, so it is asked once for all of them.
+    meant: Questions<Arc<[Allow]>>,
     own: u32,
     units: Units,
     refusals: Refusals,
@@ -32,6 +38,7 @@ pub struct Denied {
 #[derive(Debug)]
 struct Who {
     peer: String,
+    uid: u32,
     user: Option<String>,
     unit: Option<String>,
 }
@@ -46,6 +53,8 @@ enum Why {
     Gone,
     /// An entry names a unit, but its unit could not be told.
     Unknown(UnitError),
+    /// An entry names a user or a group, and the system does not say which that is.
+    Nameless,
 }
 
 impl Policy {
@@ -54,15 +63,15 @@ impl Policy {
         Self {
             workload: workload.to_owned(),
             allow: allow.into(),
+            meant: Questions::default(),
             own: nix::unistd::geteuid().as_raw(),
             units,
             refusals: Refusals::default(),
         }
     }
 
-    /// Whether `peer` may have the key. Takes two seconds at most, unless the directory that names of users and groups
-    /// come from is slower. A refusal is in the journal when this returns, once a minute for each user, so the caller
-    /// only closes the connection.
+    /// Whether `peer` may have the key. Takes some seconds at most. A refusal is in the journal when this returns, once a
+    /// minute for each user, so the caller only closes the connection.
     ///
     /// # Errors
     /// When it may not.
@@ -71,21 +80,25 @@ impl Policy {
             Verdict::Admitted => return Ok(()),
             Verdict::Refused(unit, why) => (unit, why),
         };
-        let uid = peer.uid;
-        // A thread of its own: a user directory may be slow.
-        let user = spawn_blocking(move || user_name(uid)).await.ok().flatten();
-        Err(self.deny(peer, user, unit, why))
+        let (uid, due) = (peer.uid, self.refusals.due(peer.uid));
+        // The name is for the journal alone, so whoever knocks again and again has it looked up once.
+        let user = match due {
+            Some(_) => within(PATIENCE, "the name of a user", move || user_name(uid)).await.ok().flatten(),
+            None => None,
+        };
+        Err(self.deny(peer, user, unit, why, due))
     }
 
     /// Tells that `peer` is not even judged, for its user has `most` connections already.
     pub(super) fn crowded(&self, peer: &Peer, most: usize) {
-        self.deny(peer, None, None, Why::Crowded(most));
+        self.deny(peer, None, None, Why::Crowded(most), self.refusals.due(peer.uid));
     }
 
-    /// A refusal, told.
-    fn deny(&self, peer: &Peer, user: Option<String>, unit: Option<String>, why: Why) -> Denied {
-        let denied = Denied { workload: self.workload.clone(), who: Who { peer: peer.to_string(), user, unit }, why };
-        match self.refusals.due(peer.uid) {
+    /// A refusal, told when it is `due`.
+    fn deny(&self, peer: &Peer, user: Option<String>, unit: Option<String>, why: Why, due: Option<u64>) -> Denied {
+        let who = Who { peer: peer.to_string(), uid: peer.uid, user, unit };
+        let denied = Denied { workload: self.workload.clone(), who, why };
+        match due {
             Some(0) => tracing::warn!("{denied}"),
             Some(before) => tracing::warn!(before, "{denied}; {before} times more in the minute before"),
             None => tracing::debug!("{denied}"),
@@ -101,23 +114,37 @@ impl Policy {
         if peer.uid == 0 || peer.uid == self.own {
             return Verdict::Admitted;
         }
-        let (allow, uid, groups) = (self.allow.clone(), peer.uid, peer.groups.clone());
-        let fits = spawn_blocking(move || allow.iter().any(|entry| entry.fits(uid, &groups)));
-        if fits.await.unwrap_or(false) {
+        let fits = |allow: &[Allow]| allow.iter().any(|entry| entry.fits(peer.uid, &peer.groups));
+        if fits(&self.allow) {
+            return Verdict::Admitted;
+        }
+        let by_name = self.by_name().await;
+        if by_name.as_deref().is_some_and(fits) {
             return Verdict::Admitted;
         }
         // systemd is asked only where its answer can change something.
         if !self.allow.iter().any(|entry| matches!(entry, Allow::Unit(_))) {
-            return Verdict::Refused(None, Why::Stranger);
+            return Verdict::Refused(None, if by_name.is_some() { Why::Stranger } else { Why::Nameless });
         }
         match self.units.of(peer).await {
             Ok(unit) if self.allow.iter().any(|entry| matches!(entry, Allow::Unit(name) if *name == unit)) => {
                 Verdict::Admitted
             }
+            Ok(_) if by_name.is_none() => Verdict::Refused(None, Why::Nameless),
             Ok(unit) => Verdict::Refused(Some(unit), Why::Stranger),
             Err(UnitError::Gone) => Verdict::Refused(None, Why::Gone),
             Err(error) => Verdict::Refused(None, Why::Unknown(error)),
         }
+    }
+
+    /// The entries with names, by number; none when the system does not say in time.
+    async fn by_name(&self) -> Option<Arc<[Allow]>> {
+        let names: Vec<_> = self.allow.iter().filter(|entry| entry.is_by_name()).cloned().collect();
+        if names.is_empty() {
+            return Some(Arc::default());
+        }
+        let ask = move || names.iter().map(Allow::resolved).collect();
+        timeout(PATIENCE, self.meant.ask(&format!("socket.allow of {}", self.workload), ask)).await.ok()
     }
 }
 
@@ -135,13 +162,19 @@ impl fmt::Display for Denied {
                 return write!(f, "this user has {most} connections already, which is the most; end some of them");
             }
             Why::Gone => return write!(f, "its process has ended, and who has its connection now is not known"),
+            Why::Nameless => {
+                return write!(
+                    f,
+                    "the names in socket.allow cannot be looked up, for the name service does not answer"
+                );
+            }
             Why::Unknown(error) => write!(f, "its unit cannot be told ({error}), and nothing else lets it in")?,
             Why::Stranger => write!(f, "no entry of socket.allow lets it in")?,
         }
         let entry = match (&who.unit, &who.user) {
             (Some(unit), _) => format!("{{unit: {unit}}}"),
             (None, Some(user)) => format!("{{user: {user}}}"),
-            (None, None) => "{user: ...}, {group: ...} or {unit: ...}".to_owned(),
+            (None, None) => format!("{{user: {}}}", who.uid),
         };
         write!(f, "; if it should have the key, add {entry} to workloads.{workload}.socket.allow in we-agent.yaml")
     }
@@ -155,6 +188,7 @@ impl Denied {
         let words = self.to_string();
         match &self.why {
             Why::Unknown(error) if !error.is_final() => Status::unavailable(words),
+            Why::Nameless => Status::unavailable(words),
             Why::Crowded(_) => Status::resource_exhausted(words),
             Why::Stranger | Why::Gone | Why::Unknown(_) => Status::permission_denied(words),
         }

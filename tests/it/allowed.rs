@@ -3,10 +3,17 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
-use crate::system_bus::{FORGED, Kind, SystemBus};
+use crate::{
+    rotation::{host, lab},
+    support,
+    system_bus::{FORGED, Kind, SystemBus},
+};
 use std::{
-    io,
-    os::unix::fs::PermissionsExt,
+    fs, io,
+    os::unix::{
+        fs::PermissionsExt,
+        net::{UnixListener as StdListener, UnixStream as StdStream},
+    },
     process::Stdio,
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -15,7 +22,9 @@ use tempfile::TempDir;
 use tokio::{
     net::{UnixListener, UnixStream},
     process::{Child, Command},
-    time::timeout,
+    sync::watch,
+    task::JoinSet,
+    time::{sleep, timeout},
 };
 use tracing_subscriber::fmt::MakeWriter;
 use we_agent::{
@@ -274,4 +283,93 @@ async fn a_refusal_is_one_line_in_the_journal() {
     let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
     assert_eq!(text.lines().count(), 1, "{text}");
     assert!(text.contains("WARN") && text.contains("refused uid 54321, gid 54322, pid "), "{text}");
+}
+
+const INSIDE: &str = "WE_AGENT_TEST_IN_OWN_MOUNTS_AS_ROOT";
+const CROWD: &str = "allowed::a_crowd_at_the_door_of_a_name_service_that_hangs_stops_nothing";
+
+/// The test runs itself again where `/run` is its own, and is the name service cache there (nscd), which the C library asks
+/// first and waits for, for seconds.
+#[tokio::test]
+async fn a_crowd_at_the_door_of_a_name_service_that_hangs_stops_nothing() {
+    if std::env::var_os(INSIDE).is_some() {
+        return crowd().await;
+    }
+    let inside = |program: &str| {
+        let mut command = std::process::Command::new("unshare");
+        command.args(["--mount", "sh", "-c", "mount -t tmpfs none /run && exec \"$@\"", "sh", program]);
+        command
+    };
+    if !nix::unistd::geteuid().is_root() || !inside("true").output().is_ok_and(|output| output.status.success()) {
+        println!("skipped: processes of other users take root, and a `/run` of our own `unshare` and `mount`");
+        return;
+    }
+    let itself = std::env::current_exe().unwrap();
+    let output = inside(itself.to_str().unwrap()).args([CROWD, "--exact", "--nocapture"]).env(INSIDE, "1").output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    said.lines().filter(|line| line.starts_with("skipped")).for_each(|line| println!("{line}"));
+}
+
+/// Counts questions about users. They stay without an answer; whoever asks for anything else is hung up on, and asks
+/// elsewhere.
+fn hanging_name_service() -> watch::Receiver<usize> {
+    fs::create_dir("/run/nscd").unwrap();
+    let cache = StdListener::bind("/run/nscd/socket").unwrap();
+    let (count, asked) = watch::channel(0);
+    std::thread::spawn(move || {
+        let mut open = Vec::new();
+        while let Ok((mut asks, _)) = cache.accept() {
+            let mut question = [0; 256];
+            let length = io::Read::read(&mut asks, &mut question).unwrap_or_default();
+            if question[..length].windows(6).any(|word| word == b"passwd" || word == b"nobody") {
+                open.push(asks);
+                count.send_replace(open.len());
+            }
+        }
+    });
+    asked
+}
+
+async fn crowd() {
+    const MANY: usize = 560;
+    let door = Door::open().unwrap();
+    let mut asked = hanging_name_service();
+    let lab = lab().ttl(Duration::from_secs(8)).spawn().await.unwrap();
+    let host = host(&lab);
+    let mut agent = host.start().await;
+    agent.ready("payments").await;
+    assert_eq!(*asked.borrow(), 0, "an agent without names in its configuration asks for none");
+    let policy = Arc::new(door.policy(&[Allow::User(Account::Name("nobody-of-this-host".to_owned()))]));
+    let caller = Arc::new(door.knock().await);
+    let mut crowd = JoinSet::new();
+    for _ in 0..MANY {
+        let (policy, caller) = (policy.clone(), caller.clone());
+        crowd.spawn(async move { policy.admit(&caller.peer).await.unwrap_err().to_string() });
+    }
+    if !timeout(support::SOON, asked.wait_for(|count| *count > 0)).await.is_ok_and(|asked| asked.is_ok()) {
+        println!("skipped: this C library asks no nscd");
+        return;
+    }
+    // What is lost is made anew meanwhile, and what is new gets where it is to be.
+    let socket = host.path("/run/we-agent/payments/agent.sock");
+    fs::remove_file(&socket).unwrap();
+    let end = Instant::now() + support::SOON;
+    while StdStream::connect(&socket).is_err() {
+        assert!(Instant::now() < end, "the socket is not made anew");
+        sleep(Duration::from_millis(10)).await;
+    }
+    let before = agent.workload("payments").unwrap().identity.serial;
+    agent
+        .until("payments", "renewed and published", |w| {
+            w.identity.serial != before && w.files.iter().all(|file| file.serial == w.identity.serial)
+        })
+        .await;
+    for denied in timeout(support::SOON, crowd.join_all()).await.unwrap() {
+        assert!(denied.contains("the names in socket.allow cannot be looked up"), "{denied}");
+    }
+    // What the names mean, and what the user is called who is in the journal: by the C library in two ways each.
+    assert!(*asked.borrow() <= 8, "{} questions for {MANY} connections", *asked.borrow());
+    agent.stop().await;
 }

@@ -120,11 +120,14 @@ fn older_kernels_pin_by_number() {
 
 #[test]
 fn names_are_looked_up_and_the_unmapped_are_nobody() {
-    assert!(Allow::User(Account::Name("root".to_owned())).fits(0, &[]));
-    assert!(!Allow::User(Account::Name("no such user".to_owned())).fits(0, &[]));
-    assert!(Allow::Group(Account::Name("root".to_owned())).fits(7, &[7, 0]));
+    let name = |name: &str| Account::Name(name.to_owned());
+    assert!(Allow::User(name("root")).is_by_name() && !Allow::User(name("root")).fits(0, &[]));
+    assert!(
+        Allow::User(name("root")).resolved().fits(0, &[]) && Allow::Group(name("root")).resolved().fits(7, &[7, 0])
+    );
+    assert!(!Allow::User(name("no such user")).resolved().fits(0, &[]));
     assert!(!Allow::User(Account::Id(UNMAPPED)).fits(UNMAPPED, &[]));
-    assert!(!Allow::User(Account::Name("nobody".to_owned())).fits(UNMAPPED, &[]));
-    assert!(!Allow::Unit("root".to_owned()).fits(0, &[0]));
+    assert!(!Allow::User(name("nobody")).resolved().fits(UNMAPPED, &[]));
+    assert!(!Allow::Unit("root".to_owned()).resolved().fits(0, &[0]));
     assert_eq!((user_name(0).as_deref(), user_name(4_000_000_000)), (Some("root"), None));
 }

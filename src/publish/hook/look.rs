@@ -2,6 +2,7 @@
 
 use crate::{
     command::words,
+    host::Resolver,
     spiffe::{X509Context, serial_of},
 };
 use rustls::{
@@ -96,7 +97,9 @@ impl Verify {
     /// The certificate that is shown to somebody who has ours.
     async fn look(&self, context: &X509Context) -> Result<CertificateDer<'static>, String> {
         let failed = |doing: &'static str| move |error: io::Error| format!("{doing}: {}", words(&error));
-        let mut tcp = TcpStream::connect(&self.address).await.map_err(failed("connect"))?;
+        let (host, port) = self.host_port();
+        let found = Resolver::default().lookup(host, port).await.map_err(failed("lookup"))?;
+        let mut tcp = TcpStream::connect(&found[..]).await.map_err(failed("connect"))?;
         if self.start_tls == Some(StartTls::Postgres) {
             // Length and request code, then one byte: S for yes.
             tcp.write_all(&[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f]).await.map_err(failed("write"))?;
@@ -112,9 +115,13 @@ impl Verify {
         leaf.map(CertificateDer::into_owned).ok_or_else(|| "it shows no certificate".to_owned())
     }
 
+    fn host_port(&self) -> (&str, u16) {
+        let (host, port) = self.address.rsplit_once(':').unwrap_or((&self.address, ""));
+        (host.trim_matches(['[', ']']), port.parse().unwrap_or_default())
+    }
+
     fn server_name(&self) -> Result<ServerName<'static>, String> {
-        let host = self.address.rsplit_once(':').map_or(self.address.as_str(), |(host, _)| host);
-        let name = self.sni.as_deref().unwrap_or_else(|| host.trim_matches(['[', ']']));
+        let name = self.sni.as_deref().unwrap_or(self.host_port().0);
         ServerName::try_from(name.to_owned()).map_err(|_| format!("{name} is no name to ask for"))
     }
 }

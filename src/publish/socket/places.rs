@@ -2,6 +2,7 @@
 
 use super::place::{Done, Heir, Held, Place, PlaceError, Site};
 use crate::{
+    aside::aside,
     files::SocketId,
     status::{Publication, Trouble},
     systemd::listen,
@@ -11,7 +12,7 @@ use std::{future::pending, io, time::Duration};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::watch,
-    task::{JoinHandle, spawn_blocking},
+    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
@@ -171,8 +172,9 @@ impl Work {
                 Self::Rest => pending().await,
                 Self::Due(at) => {
                     sleep_until(*at).await;
-                    let site = site.clone();
-                    *self = Self::Busy(spawn_blocking(move || if kept { site.restore() } else { site.listen() }));
+                    let (place, site) = (site.path(), site.clone());
+                    let work = move || if kept { site.restore() } else { site.listen() };
+                    *self = Self::Busy(tokio::spawn(aside(place, work)));
                 }
                 Self::Busy(task) => {
                     let done = task.await;
