@@ -1,6 +1,6 @@
 //! The loop that owns the addresses by which the mesh knows this host.
 //!
-//! It looks again every few seconds, so a new DHCP lease or a moved VM is noticed without a netlink socket; and it
+//! It looks again at every second beat, so a new DHCP lease or a moved VM is noticed without a netlink socket; and it
 //! publishes only what differs.
 
 mod choice;
@@ -8,6 +8,7 @@ mod choice;
 use crate::{
     host::{Resolver, is_of_this_host, source_of_route},
     status::{self, Addresses},
+    time::{BEAT, next_beat},
 };
 use choice::{Interface, choose};
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags};
@@ -15,13 +16,14 @@ use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
-use tokio::{sync::watch, time::timeout};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-/// From one look to the next.
-const PERIOD: Duration = Duration::from_secs(5);
-/// The same while there is no address at all, as early in a boot.
+/// From one look to the next while there is no address at all, as early in a boot.
 const HASTE: Duration = Duration::from_millis(500);
 /// How long the name of the control plane may take. Without an answer the interfaces decide.
 const LOOKUP: Duration = Duration::from_secs(2);
@@ -50,7 +52,7 @@ pub async fn run(
             }
             status::tell(&fact, new.clone());
             before = interfaces;
-            tokio::time::sleep(if new.primary.is_some() { PERIOD } else { HASTE }).await;
+            sleep_until(if new.primary.is_some() { next_beat(2 * BEAT) } else { Instant::now() + HASTE }).await;
         }
     };
     shutdown.run_until_cancelled(look).await;
@@ -147,7 +149,7 @@ mod tests {
         let looking = run(given, ("192.0.2.1".to_owned(), 1), Resolver::default(), fact, shutdown.clone());
         let watching = async {
             seen.changed().await.unwrap();
-            assert!(timeout(PERIOD * 10, seen.changed()).await.is_err(), "nothing changed, but it was said");
+            assert!(timeout(BEAT * 20, seen.changed()).await.is_err(), "nothing changed, but it was said");
             shutdown.cancel();
         };
         tokio::join!(looking, watching);

@@ -12,4 +12,4 @@ pub(crate) use dir::beside;
 pub use dir::{Dir, DirError, Removal, SocketId};
 pub use foreign::{Foreign, MAX_FILE, MAX_ROOTS, ReadError, is_denied, read, read_aside, read_text};
 pub use root::Root;
-pub use watch::{FileWatch, Stamp};
+pub use watch::{Stamp, Versions};

@@ -16,7 +16,7 @@ pub use store::{Loaded, PassedOver, Store, StoreError, Stored};
 use crate::{
     aside::aside,
     control::{ControlPlane, Retry, Signed},
-    files::{FileWatch, Root, Stamp},
+    files::{Root, Stamp, Versions},
     spiffe::{Csr, KeyKind, PrivateKey, SpiffeId, X509Bundle, X509Context},
     status::{Durable, Identity, Token, Trouble},
     time::Clock,
@@ -34,8 +34,6 @@ use tokio_util::sync::CancellationToken;
 /// Waits between rounds of requests.
 const FLOOR: Duration = Duration::from_millis(500);
 const CAP: Duration = Duration::from_secs(60);
-/// From one look at the store to the next: as often as the files are looked after.
-pub const LOOKS: Duration = Duration::from_secs(5);
 
 /// What is asked for, and where it is kept.
 #[derive(Debug, Clone)]
@@ -52,7 +50,7 @@ pub struct Wanted {
     pub root: Root,
     /// Directory of the store.
     pub store: PathBuf,
-    /// From one look at the store to the next.
+    /// From one look at the store to the next, in beats.
     pub looks: Duration,
     /// The token, and whether it is removed when it has served.
     pub token: TokenFile,
@@ -109,16 +107,15 @@ pub async fn run<C: ControlPlane>(
     control: Arc<C>,
     wanted: Wanted,
     facts: Facts,
-    local: FileWatch,
+    local: watch::Receiver<Versions>,
     clock: Clock,
     shutdown: CancellationToken,
 ) {
-    let Facts { identity: fact, durable, token } = facts;
     let disk = Disk::new(&wanted);
     let (exchanged, served) = watch::channel(None);
-    let (identity, durability) = (fact.subscribe(), durable.subscribe());
-    let kept = disk.keep(identity.clone(), durable, clock, &shutdown);
-    let removal = token::run(&*control, &wanted, served, identity, durability, token, clock);
+    let kept = disk.keep(facts.identity.subscribe(), facts.durable.clone(), clock, &shutdown);
+    let removal = token::run(&*control, &wanted, &facts, served, local.clone(), clock);
+    let fact = facts.identity.clone();
     let renewals = Renewals { control: &*control, wanted: &wanted, disk: &disk, fact, exchanged, clock };
     tokio::join!(renewals.run(local, &shutdown), kept, shutdown.run_until_cancelled(removal));
 }
@@ -135,7 +132,7 @@ struct Renewals<'a, C> {
 }
 
 impl<C: ControlPlane> Renewals<'_, C> {
-    async fn run(&self, mut local: FileWatch, shutdown: &CancellationToken) {
+    async fn run(&self, mut local: watch::Receiver<Versions>, shutdown: &CancellationToken) {
         let mut retry = Retry::new(FLOOR, CAP);
         loop {
             self.forget_trouble();
@@ -171,7 +168,7 @@ impl<C: ControlPlane> Renewals<'_, C> {
             };
             tokio::select! {
                 () = self.clock.sleep(wait) => {}
-                () = local.changed(), if self.fact.borrow().trouble.is_some() => retry.reset(),
+                Ok(()) = local.changed(), if self.fact.borrow().trouble.is_some() => retry.reset(),
                 () = shutdown.cancelled() => return,
             }
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     control::{ControlPlane, Disposition, Error, Post, Retry},
-    files::FileWatch,
+    files::Versions,
     status::{self, Membership, Registration, Trouble},
     time::Clock,
 };
@@ -14,7 +14,7 @@ const FLOOR: Duration = Duration::from_millis(500);
 const CAP: Duration = Duration::from_secs(30);
 
 /// Holds the workload's session until `post.stop`. A change of the `local` files (token, roots) ends a wait at once.
-pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: FileWatch, clock: Clock) {
+pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: watch::Receiver<Versions>, clock: Clock) {
     let mut retry = Retry::new(FLOOR, CAP);
     let mut held = false;
     loop {
@@ -38,7 +38,7 @@ pub async fn run<C: ControlPlane>(control: Arc<C>, mut post: Post, mut local: Fi
         tracing::debug!(cause = %error, wait = ?wait, "session ended");
         tokio::select! {
             () = clock.sleep(wait) => {}
-            () = local.changed() => tracing::debug!("a local file has changed, trying again now"),
+            Ok(()) = local.changed() => tracing::debug!("a local file has changed, trying again now"),
             Ok(()) = post.addresses.changed() => {}
             () = post.stop.cancelled() => break,
         }

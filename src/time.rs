@@ -1,20 +1,37 @@
-//! The wall clock, and waiting by it.
+//! The wall clock, waiting by it, and the beat at which everything is looked at that changes without a word.
 //!
 //! A VM is suspended, migrated, and has its clock set. A timer of the runtime counts none of that, so nothing here
 //! sleeps for long: it sleeps in strides and looks at the wall again.
+//!
+//! Strides end on the beat, and so do all looks of this daemon, at files, at the store, at addresses: none has a period of
+//! its own. A process that rests wakes once for all of them.
 
 use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use std::{
-    sync::atomic::{AtomicI64, Ordering::Relaxed},
+    sync::{
+        LazyLock,
+        atomic::{AtomicI64, Ordering::Relaxed},
+    },
     time::{Duration, SystemTime},
 };
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
-/// The longest sleep between two looks at the wall clock.
-const STRIDE: Duration = Duration::from_secs(10);
+/// From one look to the next. What is changed is to be followed within five seconds, and may have to rest for two.
+pub const BEAT: Duration = Duration::from_secs(3);
+
+/// The longest sleep between two looks at the wall clock: some beats.
+const STRIDE: Duration = Duration::from_secs(3 * BEAT.as_secs());
 
 /// What a wall clock may gain or lose on the runtime's by being slewed. More is a step, or a suspended VM.
 const DRIFT: Duration = Duration::from_secs(2);
+
+/// The next of the moments that lie `every` apart, which is a beat or several. They are the same for everybody.
+pub fn next_beat(every: Duration) -> Instant {
+    static FIRST: LazyLock<std::time::Instant> = LazyLock::new(std::time::Instant::now);
+    let first = Instant::from_std(*FIRST);
+    let passed = Instant::now().saturating_duration_since(first).as_nanos() / every.as_nanos().max(1);
+    first + every * u32::try_from(passed + 1).unwrap_or(u32::MAX)
+}
 
 /// Where the time of day comes from.
 #[derive(Debug, Clone, Copy, Default)]
@@ -72,7 +89,7 @@ impl Clock {
         loop {
             let now = self.now();
             match due(now).duration_since(now) {
-                Ok(left) if !left.is_zero() => tokio::time::sleep(left.min(STRIDE)).await,
+                Ok(left) if !left.is_zero() => stride(left).await,
                 _ => return,
             }
         }
@@ -88,7 +105,7 @@ impl Clock {
             if left.is_zero() || steps(shown, self.now(), waited) {
                 return;
             }
-            tokio::time::sleep(left.min(STRIDE)).await;
+            stride(left).await;
         }
     }
 }
@@ -96,9 +113,14 @@ impl Clock {
 /// Waits until a moment; for ever when there is none.
 pub async fn at(moment: Option<Instant>) {
     match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
+        Some(moment) => sleep_until(moment).await,
         None => std::future::pending().await,
     }
+}
+
+/// Sleeps for what is `left` of a wait, or until the wall clock is to be looked at again.
+async fn stride(left: Duration) {
+    sleep_until(next_beat(STRIDE).min(Instant::now() + left.min(STRIDE))).await;
 }
 
 /// Whether a wall clock that has gone from `before` to `now` did not go as the runtime's, which went by `waited`.
@@ -162,6 +184,24 @@ mod tests {
         assert!(clock.now() >= hour && clock.now() < hour + Duration::from_secs(1));
         clock.sleep_until(SystemTime::UNIX_EPOCH).await; // already past: at once
         assert!(clock.now() < hour + Duration::from_secs(1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_looks_looks_at_the_same_moments() {
+        let minute = Instant::now() + Duration::from_secs(60);
+        let look = async |from: u64, every: Duration| {
+            tokio::time::sleep(Duration::from_millis(from)).await;
+            let mut seen = Vec::new();
+            while Instant::now() < minute {
+                sleep_until(next_beat(every)).await;
+                seen.push(Instant::now());
+            }
+            seen
+        };
+        let (one, other, stride) = tokio::join!(look(0, BEAT), look(1234, BEAT), look(7777, STRIDE));
+        assert!((19..=21).contains(&one.len()), "{}", one.len());
+        assert!(other.iter().chain(&stride).all(|moment| one.contains(moment)), "{one:?} {other:?} {stride:?}");
+        assert!(one.windows(2).all(|pair| (pair[1] - pair[0]).abs_diff(BEAT) <= Duration::from_millis(2)), "{one:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,12 +3,12 @@
 use crate::{
     config::{ControlPlaneConfig, IdentityConfig, MembershipConfig, WorkloadConfig},
     control::{Credential, Istiod, MembershipSettings, Post},
-    files::{FileWatch, Root},
+    files::{Root, Versions},
     host::Resolver,
     identity::{self, Wanted},
     session,
     status::Located,
-    time::Clock,
+    time::{BEAT, Clock},
     workload::{Overrides, Workload},
 };
 use std::{
@@ -41,11 +41,13 @@ impl Control {
         }
     }
 
-    /// Keeps certificate and registration until `post.stop`; `place` says where this host stands.
+    /// Keeps certificate and registration until `post.stop`; `files` says what its [files](local) are, `place` where this host
+    /// stands.
     pub(super) async fn run(
         self,
         root: Root,
         facts: identity::Facts,
+        files: watch::Receiver<Versions>,
         mut place: watch::Receiver<Located>,
         post: Post,
         clock: Clock,
@@ -53,26 +55,30 @@ impl Control {
         let Self { workload, control_plane, identity: settings, membership, served } = self;
         let wanted = wanted(&workload, &settings, &root);
         let resolver = Resolver::new(workload.hosts.clone());
-        let credential = Credential { token: workload.token.clone(), identity: facts.identity.subscribe() };
+        let credential =
+            Credential { token: workload.token.clone(), identity: facts.identity.subscribe(), files: files.clone() };
         let MembershipConfig { enabled, max_bytes } = membership;
         let membership = enabled.then_some(MembershipSettings { max_bytes, served });
         let xds = control_plane.xds;
         let control =
             Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, place.clone(), clock));
-        let roots = [&workload.ca.roots, &workload.discovery.roots].into_iter().cloned();
-        let local = FileWatch::new(workload.token.paths().map(Path::to_owned).chain(roots));
-        let kept = identity::run(control.clone(), wanted, facts, local.clone(), clock, post.stop.clone());
+        let kept = identity::run(control.clone(), wanted, facts, files.clone(), clock, post.stop.clone());
         if workload.registers() {
             let registered = async {
                 // An entry keeps the locality that it was made with.
                 let _ = post.stop.run_until_cancelled(place.wait_for(|place| *place != Located::Soon)).await;
-                session::run(control, post, local, clock).await;
+                session::run(control, post, files, clock).await;
             };
             tokio::join!(kept, registered);
         } else {
             kept.await;
         }
     }
+}
+
+/// What its token and its roots are now: whoever waits for others of them reads this, and looks at none.
+pub(super) fn local(workload: &Workload) -> Versions {
+    Versions::of(workload.token.paths().chain([workload.ca.roots.as_path(), workload.discovery.roots.as_path()]))
 }
 
 /// Where the certificate of a workload is kept.
@@ -87,7 +93,7 @@ pub(super) fn wanted(workload: &Workload, settings: &IdentityConfig, root: &Root
         key: workload.key,
         ttl: workload.ttl,
         min_interval: settings.min_interval,
-        looks: identity::LOOKS,
+        looks: 2 * BEAT,
         root: root.clone(),
         store: store(&workload.name),
         token: workload.token.clone(),

@@ -2,6 +2,7 @@
 //! the one before it was, and no reader takes notice.
 
 use crate::{
+    files::Versions,
     identity,
     status::{
         Addresses, Consumers, Durable, Health, Identity, InboundCounters, InboundPlace, Located, Membership,
@@ -22,6 +23,8 @@ pub(super) struct Writers {
     pub(super) health: watch::Sender<Health>,
     pub(super) addresses: watch::Sender<Addresses>,
     pub(super) located: watch::Sender<Located>,
+    /// What token and roots are, as each look finds them.
+    pub(super) local: watch::Sender<Versions>,
     pub(super) consumers: watch::Sender<Consumers>,
     publications: BTreeMap<String, watch::Sender<Publication>>,
     reloads: BTreeMap<String, watch::Sender<Reload>>,

@@ -251,7 +251,8 @@ impl Part {
                     stop,
                     leaving: shared.leaving.clone(),
                 };
-                Box::pin(control.run(host.root.clone(), writers.kept(), writers.located.subscribe(), post, clock))
+                let (local, located) = (writers.local.subscribe(), writers.located.subscribe());
+                Box::pin(control.run(host.root.clone(), writers.kept(), local, located, post, clock))
             }
         })
     }

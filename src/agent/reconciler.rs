@@ -1,4 +1,4 @@
-//! All workloads of this host: each look compares the directories with what runs.
+//! All workloads of this host: each look, one at each beat, compares the directories with what runs.
 
 use super::{
     claim::Claim,
@@ -14,6 +14,7 @@ use crate::{
     admin::Reload,
     bundle::{self, BundleDir},
     systemd::going_down,
+    time::{BEAT, next_beat},
 };
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 use tokio::{
@@ -23,8 +24,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-/// From one look to the next.
-const LOOK: Duration = Duration::from_secs(3);
+/// From one look to the next until all workloads have been read.
+const SOON: Duration = Duration::from_millis(300);
 /// How long after the start sockets that were passed wait for the workloads that are being read.
 const SETTLED: Duration = Duration::from_secs(10);
 /// Bound on ending everything, besides what each workload has for itself: 5 s and the time of its connections.
@@ -63,7 +64,7 @@ impl Reconciler {
                 self.tell_unclaimed();
             }
             // Who starts is told at once; then sockets that nobody has taken are spoken of soon, too.
-            let next = Instant::now() + if claimed { LOOK } else { LOOK / 10 };
+            let next = if claimed { next_beat(BEAT) } else { Instant::now() + SOON };
             tokio::select! {
                 () = sleep_until(next) => {}
                 () = stop.cancelled() => break,

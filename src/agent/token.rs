@@ -1,7 +1,7 @@
 //! Whether we may read a workload's token, and nobody else. Whoever is root mends both (`we-agent permit`).
 
 use crate::{
-    files::{FileWatch, Root, is_denied},
+    files::{Root, Versions, is_denied},
     workload::token::TokenFile,
 };
 use nix::unistd::getegid;
@@ -22,17 +22,17 @@ pub(super) fn ask_for_permission(root: &Root) {
 #[derive(Debug)]
 pub(super) struct TokenLook {
     token: TokenFile,
-    watch: FileWatch,
+    files: Versions,
     first: bool,
 }
 
 impl TokenLook {
     pub(super) fn new(token: &TokenFile) -> Self {
-        Self { token: token.clone(), watch: FileWatch::new(token.paths().map(Path::to_owned)), first: true }
+        Self { token: token.clone(), files: Versions::of(token.paths()), first: true }
     }
 
     pub(super) fn look(&mut self, workload: &str, root: &Root) {
-        if !self.watch.has_changed() && !std::mem::take(&mut self.first) {
+        if !self.files.have_changed() && !std::mem::take(&mut self.first) {
             return;
         }
         let file = self.token.current();

@@ -3,6 +3,7 @@
 
 use super::{
     claim::{Claim, Claims, Ruling, ruling},
+    control,
     facts::Writers,
     given::{Ends, Given},
     host::Host,
@@ -116,6 +117,7 @@ impl Work {
 
     /// Looks at its files, and has them read when they are others than those that were. When to look again, at the latest.
     fn look(&mut self) -> Option<Instant> {
+        self.follow();
         if let Some(token) = &mut self.token {
             token.look(&self.name, &self.host.root);
         }
@@ -135,6 +137,13 @@ impl Work {
                 self.reading = Some((now, tokio::spawn(aside(place, read))));
                 None
             }
+        }
+    }
+
+    /// Tells what token and roots are now, on behalf of all who wait for others.
+    fn follow(&self) {
+        if let Some((workload, _)) = &self.now {
+            status::tell(&self.writers.local, control::local(workload));
         }
     }
 
@@ -161,6 +170,7 @@ impl Work {
             tracing::warn!("{note}");
         }
         self.now = Some((workload, settings));
+        self.follow();
     }
 
     /// Lets what runs be what is wanted, as far as others let it. When to rule again, if there is a time for that.

@@ -1,7 +1,7 @@
 //! The credential ladder: what may be presented at a dial, best first, each read anew.
 
 use crate::{
-    files::{MAX_FILE, ReadError, read_aside},
+    files::{MAX_FILE, ReadError, Versions, read_aside},
     spiffe::X509Context,
     status::Identity,
     workload::token::{self, Expected, TokenError, TokenFacts, TokenFile},
@@ -54,6 +54,8 @@ pub struct Credential {
     pub token: TokenFile,
     /// The identity fact.
     pub identity: watch::Receiver<Identity>,
+    /// What the files of the token and of the roots are.
+    pub files: watch::Receiver<Versions>,
 }
 
 impl Credential {

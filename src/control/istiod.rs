@@ -82,7 +82,7 @@ impl Istiod {
         located: watch::Receiver<Located>,
         clock: Clock,
     ) -> Self {
-        let trust = Trust::new(workload.ca.roots.clone(), credential.identity.clone());
+        let trust = Trust::new(workload.ca.roots.clone(), credential.identity.clone(), credential.files.clone());
         let links = Links::new(resolver, trust);
         Self {
             workload,

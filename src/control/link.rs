@@ -155,10 +155,10 @@ fn broke(endpoint: &Endpoint, rung: &Rung, cause: String) -> Error {
 }
 
 /// Follows what is trusted for a connection of these `roots`: says when it should be left, and returns when it must end.
-async fn outdated(trust: Trust, file: PathBuf, roots: Roots, leave: watch::Sender<bool>) {
+async fn outdated(mut trust: Trust, file: PathBuf, roots: Roots, leave: watch::Sender<bool>) {
     let mut known = roots.clone();
     loop {
-        known = trust.clone().differ(&file, &known).await;
+        known = trust.differ(&file, &known).await;
         leave.send_replace(true);
         if !known.all.includes(&roots.all) {
             break;

@@ -2,18 +2,15 @@
 
 use super::Error;
 use crate::{
-    files::{FileWatch, MAX_ROOTS, read_aside},
+    files::{MAX_ROOTS, Versions, read_aside},
     spiffe::X509Bundle,
     status::Identity,
 };
 use std::{
+    future::pending,
     path::{Path, PathBuf},
-    time::Duration,
 };
-use tokio::{sync::watch, time::sleep};
-
-/// From one look at the files to the next, while a connection lives.
-const EVERY: Duration = Duration::from_secs(5);
+use tokio::sync::watch;
 
 /// Where a workload's roots come from.
 #[derive(Debug, Clone)]
@@ -21,6 +18,8 @@ pub(crate) struct Trust {
     /// The operator's file for the CA: what the CA sent holds as long as this says what it said then.
     ca: PathBuf,
     identity: watch::Receiver<Identity>,
+    /// What the files of the roots are.
+    files: watch::Receiver<Versions>,
 }
 
 /// The roots of a dial.
@@ -33,8 +32,8 @@ pub(crate) struct Roots {
 }
 
 impl Trust {
-    pub(crate) fn new(ca: PathBuf, identity: watch::Receiver<Identity>) -> Self {
-        Self { ca, identity }
+    pub(crate) fn new(ca: PathBuf, identity: watch::Receiver<Identity>, files: watch::Receiver<Versions>) -> Self {
+        Self { ca, identity, files }
     }
 
     /// The roots for a server whose own file is `file`, as they are now. A file that was changed after the CA's roots were
@@ -54,19 +53,19 @@ impl Trust {
         Ok(Roots { file: own, all })
     }
 
-    /// Returns when the roots for `file` are others than `before`. A file that cannot be read says nothing.
-    pub(crate) async fn differ(mut self, file: &Path, before: &Roots) -> Roots {
-        let mut files = FileWatch::new([self.ca.clone(), file.to_owned()]);
+    /// Returns when the roots for `file` are others than `before`, which were read after this was made. A file that cannot be
+    /// read says nothing.
+    pub(crate) async fn differ(&mut self, file: &Path, before: &Roots) -> Roots {
         loop {
-            match self.roots(file).await {
-                Ok(now) if now.all != before.all => return now,
-                _ => {}
+            tokio::select! {
+                Ok(()) = self.files.changed() => {}
+                Ok(()) = self.identity.changed() => {}
+                else => pending().await,
             }
-            while !files.has_changed() {
-                tokio::select! {
-                    () = sleep(EVERY) => {}
-                    Ok(()) = self.identity.changed() => break,
-                }
+            if let Ok(now) = self.roots(file).await
+                && now.all != before.all
+            {
+                return now;
             }
         }
     }

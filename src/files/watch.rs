@@ -8,10 +8,6 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-/// From one look to the next. Looking costs a system call a file, needs no descriptor that could run out (inotify has a
-/// limit per user), and is done only while somebody waits for a change.
-const EVERY: Duration = Duration::from_secs(2);
-
 /// What tells one version of a file from another. The time is that of the last change of content, owner or mode: a file
 /// that we may read by now is news, too.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,37 +41,23 @@ impl Stamp {
     }
 }
 
-/// Watches a few files by looking at them.
-#[derive(Debug, Clone)]
-pub struct FileWatch {
-    paths: Vec<PathBuf>,
-    seen: Vec<Option<Stamp>>,
-}
+/// Which versions of a few files are there. To look costs a system call a file, and needs no descriptor that could run out
+/// (inotify has a limit for each user). Files that several wait for are a fact: one looks at each beat, and all read it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Versions(Vec<(PathBuf, Option<Stamp>)>);
 
-impl FileWatch {
-    /// Watches `paths`, which may not exist yet; what they are now counts as seen.
-    pub fn new(paths: impl IntoIterator<Item = PathBuf>) -> Self {
-        let paths: Vec<_> = paths.into_iter().collect();
-        let seen = stamps(&paths);
-        Self { paths, seen }
+impl Versions {
+    /// Of these files, which may not exist yet, as they are now.
+    pub fn of(paths: impl IntoIterator<Item = impl Into<PathBuf>>) -> Self {
+        let stamped = |path: PathBuf| (path.clone(), Stamp::of(&path));
+        Self(paths.into_iter().map(|path| stamped(path.into())).collect())
     }
 
-    /// Whether one of the files is another than at the last look that said so, or at the beginning.
-    pub fn has_changed(&mut self) -> bool {
-        let now = stamps(&self.paths);
-        now != std::mem::replace(&mut self.seen, now.clone())
+    /// Looks again: whether one of the files is another than at the last look.
+    pub fn have_changed(&mut self) -> bool {
+        let now = Self::of(self.0.iter().map(|(path, _)| path));
+        now != std::mem::replace(self, now.clone())
     }
-
-    /// Returns when a file has changed. Safe to cancel.
-    pub async fn changed(&mut self) {
-        while !self.has_changed() {
-            tokio::time::sleep(EVERY).await;
-        }
-    }
-}
-
-fn stamps(paths: &[PathBuf]) -> Vec<Option<Stamp>> {
-    paths.iter().map(|path| Stamp::of(path)).collect()
 }
 
 #[cfg(test)]
@@ -83,13 +65,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn appearing_changing_and_vanishing_are_noticed() {
+    #[test]
+    fn appearing_changing_and_vanishing_are_noticed() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("istio-token");
-        let mut watch = FileWatch::new([file.clone()]);
-        let limit = Duration::from_secs(5);
-        assert!(tokio::time::timeout(limit, watch.changed()).await.is_err());
+        let mut versions = Versions::of([&file]);
+        assert!(!versions.have_changed());
         let mode = |mode| fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(mode)).unwrap();
         let changes: [&dyn Fn(); 4] =
             [&|| fs::write(&file, "one").unwrap(), &|| fs::write(&file, "longer").unwrap(), &|| mode(0o640), &|| {
@@ -97,8 +78,7 @@ mod tests {
             }];
         for change in changes {
             change();
-            tokio::time::timeout(limit, watch.changed()).await.unwrap();
+            assert_eq!([versions.have_changed(), versions.have_changed()], [true, false]);
         }
-        assert!(tokio::time::timeout(limit, watch.changed()).await.is_err());
     }
 }

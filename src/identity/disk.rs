@@ -4,18 +4,21 @@
 use super::{Loaded, PassedOver, Store, Wanted};
 use crate::{
     aside::within,
-    files::{DirError, Root},
-    spiffe::SpiffeId,
+    files::{DirError, Root, Versions},
+    spiffe::{SpiffeId, X509Context},
     status::{self, Durable, Identity, Trouble},
-    time::{Backoff, Clock},
+    time::{Backoff, Clock, next_beat},
 };
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, SystemTime},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -28,11 +31,15 @@ pub(super) struct Disk {
     root: Root,
     dir: PathBuf,
     id: SpiffeId,
-    /// From one look at the store to the next.
+    /// From one look at the store to the next, in beats.
     every: Duration,
     /// What was said of files that are passed over.
     said: Arc<Mutex<BTreeSet<String>>>,
+    held: Arc<Mutex<Option<Held>>>,
 }
+
+/// The certificate that the store has, and what the files were when it was seen there.
+type Held = (Arc<X509Context>, Versions);
 
 /// What [`Disk::ensure`] met.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,22 +61,20 @@ impl Disk {
             id: wanted.id.clone(),
             every: wanted.looks,
             said: Arc::default(),
+            held: Arc::default(),
         }
     }
 
-    /// What `act` makes of the store; none when the disk does not answer in time.
-    async fn with<T: Send + 'static>(
-        &self,
-        act: impl FnOnce(Store) -> Result<T, DirError> + Send + 'static,
-    ) -> Option<Result<T, DirError>> {
+    /// What `act` makes of the store, if it opens it; none when the disk does not answer in time.
+    async fn with<T: Send + 'static>(&self, act: impl FnOnce(&Root, &Path) -> T + Send + 'static) -> Option<T> {
         let (root, dir) = (self.root.clone(), self.dir.clone());
-        within(PATIENCE, self.root.path(&self.dir), move || Store::open(&root, dir).and_then(act)).await.ok()
+        within(PATIENCE, self.root.path(&self.dir), move || act(&root, &dir)).await.ok()
     }
 
     /// What a restart would find at `now`; none when nothing can be read. What is passed over is said once.
     pub(super) async fn read(&self, now: SystemTime) -> Option<Loaded> {
         let id = self.id.clone();
-        let loaded = self.with(move |store| store.load(&id, now)).await?.ok()?;
+        let loaded = self.with(move |root, dir| Store::open(root, dir)?.load(&id, now)).await?.ok()?;
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         for PassedOver { file, reason } in &loaded.passed_over {
             if said.insert(file.clone()) {
@@ -79,16 +84,36 @@ impl Disk {
         Some(loaded)
     }
 
-    /// Sees to it that the store has the certificate of `identity`; none when the disk does not answer in time.
+    /// Sees to it that the store has the certificate of `identity`; none when the disk does not answer in time. What was seen
+    /// there is not read again before its files are others.
     pub(super) async fn ensure(&self, identity: &Identity) -> Option<Result<Met, DirError>> {
         let Identity { current, previous, anchors, .. } = identity.clone();
-        self.with(move |store| {
-            let Some(current) = current else { return Ok(Met::Nothing) };
-            let anchors = anchors.unwrap_or_else(|| current.bundle.clone());
-            if store.holds(&current, &anchors) {
+        let held = self.held.clone();
+        self.with(move |root, dir| {
+            let Some(current) = current else { return Store::open(root, dir).map(|_| Met::Nothing) };
+            let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((kept, mut files)) = held.take()
+                && Arc::ptr_eq(&kept, &current)
+                && !files.have_changed()
+            {
+                *held = Some((kept, files));
                 return Ok(Met::Held);
             }
-            store.save(&current, previous.as_deref(), &anchors).map(|()| Met::Saved)
+            let store = Store::open(root, dir)?;
+            let place = root.path(dir);
+            let files = || Some(Versions::of([place.join(store.file_of(&current)?), place.clone()]));
+            let anchors = anchors.unwrap_or_else(|| current.bundle.clone());
+            // What they are before they are read.
+            let mut seen = files();
+            let met = if store.holds(&current, &anchors) {
+                Met::Held
+            } else {
+                store.save(&current, previous.as_deref(), &anchors)?;
+                seen = files();
+                Met::Saved
+            };
+            *held = seen.map(|files| (current, files));
+            Ok(met)
         })
         .await
     }
@@ -105,17 +130,17 @@ impl Disk {
         loop {
             let wanted = identity.borrow_and_update().clone();
             let met = self.ensure(&wanted).await;
-            let wait = match &met {
+            let again = match &met {
                 Some(Ok(_)) => {
                     backoff.reset();
-                    self.every
+                    next_beat(self.every)
                 }
-                _ => backoff.next_wait(),
+                _ => Instant::now() + backoff.next_wait(),
             };
             let news = self.durable(&wanted, met, &fact.borrow(), clock.now());
             status::tell(&fact, news);
             tokio::select! {
-                () = clock.sleep(wait) => {}
+                () = sleep_until(again) => {}
                 Ok(()) = identity.changed() => {}
                 () = shutdown.cancelled() => return,
             }

@@ -171,15 +171,15 @@ impl Store {
         Ok(())
     }
 
+    /// The name of the newest file of `current`, if there is one.
+    pub fn file_of(&self, current: &X509Context) -> Option<String> {
+        let suffix = serial_suffix(current);
+        self.dir.names().ok()?.into_iter().rev().find(|name| name.ends_with(&suffix))
+    }
+
     /// Whether a restart would find `current`: its file is there and says what a save would write.
     pub fn holds(&self, current: &X509Context, anchors: &X509Bundle) -> bool {
-        let suffix = serial_suffix(current);
-        let names = self.dir.names().unwrap_or_default();
-        let text = names
-            .iter()
-            .rev()
-            .find(|name| name.ends_with(&suffix))
-            .and_then(|name| self.dir.read(name, MAX_FILE).ok()?);
+        let text = self.file_of(current).and_then(|name| self.dir.read(&name, MAX_FILE).ok()?);
         text.is_some_and(|text| *text == *serialise(current, anchors))
     }
 

@@ -2,13 +2,13 @@
 //! certificate that it was exchanged for is durable, and the control plane has accepted it once in a handshake (one that
 //! refuses what it issues would lock us out). What cannot be removed safely stays, and that is told.
 
-use super::Wanted;
+use super::{Facts, Wanted};
 use crate::{
     aside::aside,
     control::{self, ControlPlane},
-    files::{Dir, DirError, FileWatch, MAX_FILE, Removal, Stamp, read_text},
+    files::{Dir, DirError, MAX_FILE, Removal, Stamp, Versions, read_text},
     spiffe::X509Context,
-    status::{self, Durable, Identity, Token},
+    status::{self, Token},
     time::{Backoff, Clock},
     workload::token::{self, TokenFile},
 };
@@ -41,23 +41,23 @@ enum Stays {
     Dir(#[from] DirError),
 }
 
-/// Removes what has served, and tells `fact`, whose only writer it is. `exchanged` says for which token a certificate was
-/// issued: what has come since is the next one.
+/// Removes what has served, and tells the token's fact, whose only writer it is. `exchanged` says for which token a
+/// certificate was issued: what has come since is the next one. It looks again when one of the `local` files has changed.
 pub(super) async fn run<C: ControlPlane>(
     control: &C,
     wanted: &Wanted,
+    facts: &Facts,
     mut exchanged: watch::Receiver<Option<Stamp>>,
-    mut identity: watch::Receiver<Identity>,
-    mut durable: watch::Receiver<Durable>,
-    fact: watch::Sender<Token>,
+    mut local: watch::Receiver<Versions>,
     clock: Clock,
 ) {
+    let fact = &facts.token;
     if !wanted.token.remove {
-        status::tell(&fact, Token::Kept);
+        status::tell(fact, Token::Kept);
         return;
     }
+    let (mut identity, mut durable) = (facts.identity.subscribe(), facts.durable.subscribe());
     let mut removal = TokenRemoval { served: None, accepted: None };
-    let mut files = FileWatch::new(wanted.token.paths().map(Path::to_owned));
     let mut backoff = Backoff::new(Duration::from_millis(500), AGAIN);
     loop {
         let current = identity.borrow_and_update().valid(clock.now()).cloned();
@@ -78,10 +78,10 @@ pub(super) async fn run<C: ControlPlane>(
         {
             warn!(%cause, "the token has served, but stays");
         }
-        status::tell(&fact, token);
+        status::tell(fact, token);
         tokio::select! {
             () = clock.sleep(wait) => {}
-            () = files.changed() => {}
+            Ok(()) = local.changed() => {}
             Ok(()) = exchanged.changed() => removal.served = exchanged.borrow().or(removal.served),
             Ok(()) = identity.changed() => {}
             Ok(()) = durable.changed() => {}

@@ -17,7 +17,7 @@ mod single;
 
 use crate::{
     aside::within,
-    files::{Access, Dir, DirError, FileWatch, Grant, Root},
+    files::{Access, Dir, DirError, Grant, Root, Versions},
     spiffe::{X509Bundle, X509Context},
     status::{self, Identity, Publication, Trouble},
     time::{Backoff, Clock},
@@ -234,7 +234,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
-    let mut written: Option<FileWatch> = None;
+    let mut written: Option<Versions> = None;
     loop {
         let (now, attempted) = (clock.now(), identity.borrow().current.clone());
         let mut wait = REVIEW;
@@ -243,7 +243,7 @@ pub async fn run(
                 Ok(outcome) => {
                     backoff.reset();
                     tell_success(&files, &fact, context, outcome);
-                    written = Some(FileWatch::new(files.paths()));
+                    written = Some(Versions::of(files.paths()));
                 }
                 Err(error) => {
                     wait = backoff.next_wait();
@@ -266,10 +266,10 @@ pub async fn run(
 }
 
 /// Waits for a look that finds other files than were written; for ever while none are.
-async fn touched(files: &Files, written: &mut Option<FileWatch>, looks: &mut watch::Receiver<Instant>) {
+async fn touched(files: &Files, written: &mut Option<Versions>, looks: &mut watch::Receiver<Instant>) {
     let Some(written) = written else { return std::future::pending().await };
     // They may have been removed before they were looked at first.
-    while !written.has_changed() && files.paths().iter().all(|path| path.exists()) {
+    while !written.have_changed() && files.paths().iter().all(|path| path.exists()) {
         if looks.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
@@ -279,7 +279,7 @@ async fn touched(files: &Files, written: &mut Option<FileWatch>, looks: &mut wat
 async fn publish(files: &Files, context: &Arc<X509Context>, now: SystemTime) -> Result<Outcome, FilesError> {
     let (place, files, context) = (files.place(), files.clone(), Arc::clone(context));
     let written = within(PATIENCE, &place, move || files.publish(&context, now)).await;
-    written.unwrap_or_else(|_| Err(FilesError::Slow(place)))
+    written.unwrap_or(Err(FilesError::Slow(place)))
 }
 
 fn tell_success(files: &Files, fact: &watch::Sender<Publication>, context: &X509Context, outcome: Outcome) {

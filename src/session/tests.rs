@@ -47,19 +47,18 @@ impl ControlPlane for Script {
 }
 
 struct Story {
-    host: tempfile::TempDir,
     script: Arc<Script>,
     registration: watch::Receiver<Registration>,
     addresses: watch::Sender<Addresses>,
     stop: CancellationToken,
     running: JoinHandle<()>,
+    local: watch::Sender<Versions>,
     _health: watch::Sender<Health>,
     _leaving: watch::Sender<bool>,
 }
 
 impl Story {
     fn begin(ends: impl IntoIterator<Item = (bool, Error)>) -> Self {
-        let host = tempfile::tempdir().unwrap();
         let script = Arc::new(Script { ends: Mutex::new(ends.into_iter().collect()), begun: Mutex::default() });
         let (addresses, health) = (watch::Sender::new(Addresses::default()), watch::Sender::new(Health::default()));
         let (registration, leaving) = (watch::Sender::new(Registration::default()), watch::Sender::new(false));
@@ -73,10 +72,10 @@ impl Story {
             stop: stop.clone(),
             leaving: leaving.subscribe(),
         };
-        let local = FileWatch::new([host.path().join("istio-token")]);
-        let running = tokio::spawn(run(script.clone(), post, local, Clock::simulated(SystemTime::UNIX_EPOCH)));
+        let (local, files) = watch::channel(Versions::default());
+        let running = tokio::spawn(run(script.clone(), post, files, Clock::simulated(SystemTime::UNIX_EPOCH)));
         let story =
-            Self { host, script, registration: read, addresses, stop, running, _health: health, _leaving: leaving };
+            Self { script, registration: read, addresses, stop, running, local, _health: health, _leaving: leaving };
         story.address(7);
         story
     }
@@ -169,9 +168,9 @@ async fn what_is_parked_waits_for_a_file_or_an_address() {
     let mut story = Story::begin((0..4).map(|_| (false, wrong())));
     let parked = |fact: &Registration| matches!(fact, Registration::Parked { .. });
     story.until(parked).await;
-    std::fs::write(story.host.path().join("istio-token"), "new").unwrap();
+    story.local.send_replace(Versions::of(["istio-token"]));
     let begun = |story: &Story| story.script.begun.lock().unwrap().len();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(begun(&story), 2, "a new file ends the wait");
     story.address(8);
     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -14,8 +14,9 @@ async fn a_token_that_could_not_be_removed_is_removed_before_the_next_renewal() 
     mode(&dir, 0o777);
     let stays = |token: &Token| matches!(token, Token::Stays { .. });
     timeout(DAY, story.token.wait_for(stays)).await.unwrap().unwrap();
-    // As "we-agent permit" does it, which the watch sees: the token still has served.
+    // As "we-agent permit" does it, which a look sees: the token still has served.
     mode(&token, 0o640);
+    story.look();
     tokio::time::sleep(Duration::from_secs(10)).await;
     assert!(stays(&story.token.borrow()) && token.exists());
     mode(&dir, 0o700);
@@ -24,6 +25,7 @@ async fn a_token_that_could_not_be_removed_is_removed_before_the_next_renewal() 
     assert!(!token.exists() && story.clock.now().duration_since(put).unwrap() <= Duration::from_secs(60));
     // The next one is not needed, and is not taken for the one that has served.
     fs::write(&token, "the next").unwrap();
+    story.look();
     timeout(DAY, story.token.wait_for(|token| *token == Token::Kept)).await.unwrap().unwrap();
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert!(token.exists() && story.asked() == 1);
@@ -50,11 +52,17 @@ async fn a_save_that_failed_is_made_up_for_as_soon_as_it_can_be() {
     std::fs::remove_file(&in_the_way).unwrap();
     assert!(story.kept().await <= Duration::from_secs(10));
     timeout(DAY, story.token.wait_for(|token| *token == Token::Removed)).await.unwrap().unwrap();
-    // What vanishes is saved anew, again and again.
-    for _ in 0..2 {
-        std::fs::remove_dir_all(&in_the_way).unwrap();
+    // What vanishes or is changed is saved anew, again and again.
+    let kept = || -> Vec<_> { std::fs::read_dir(&in_the_way).unwrap().map(|file| file.unwrap().path()).collect() };
+    let text = std::fs::read(&kept()[0]).unwrap();
+    let damages: [&dyn Fn(); 3] =
+        [&|| std::fs::remove_dir_all(&in_the_way).unwrap(), &|| std::fs::write(&kept()[0], "{").unwrap(), &|| {
+            std::fs::remove_file(&kept()[0]).unwrap()
+        }];
+    for damage in damages.iter().cycle().take(6) {
+        damage();
         tokio::time::sleep(Duration::from_secs(10)).await;
-        assert_eq!(std::fs::read_dir(&in_the_way).unwrap().count(), 1);
+        assert!(kept().iter().any(|file| std::fs::read(file).unwrap() == text));
     }
     assert_eq!((story.asked(), story.durable.borrow().trouble.clone()), (1, None));
     story.end().await;
