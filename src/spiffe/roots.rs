@@ -126,15 +126,10 @@ pub(super) fn pem_block(der: &[u8]) -> String {
     pem::encode_config(&pem::Pem::new("CERTIFICATE", der), unix)
 }
 
+/// A moment in a certificate. One before 1970 cannot be shown as ours can, and there is no clock to compare it with: it
+/// counts as 1970.
 pub(super) fn wall(time: x509_parser::time::ASN1Time) -> SystemTime {
-    let seconds = time.timestamp();
-    let distance = Duration::from_secs(seconds.unsigned_abs());
-    let moved = if seconds < 0 {
-        SystemTime::UNIX_EPOCH.checked_sub(distance)
-    } else {
-        SystemTime::UNIX_EPOCH.checked_add(distance)
-    };
-    moved.unwrap_or(SystemTime::UNIX_EPOCH)
+    SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -222,5 +217,6 @@ mod tests {
         let ended = |pem: &str| X509Bundle::from_pem(pem).unwrap().ended(now);
         assert_eq!(ended(&(root("a", 2020) + &root("b", 2021))), Some(at("2021-01-01T00:00:00Z")));
         assert_eq!(ended(&(root("a", 2020) + &root("b", 2030))), None);
+        assert_eq!(ended(&root("a", 1960)), Some(SystemTime::UNIX_EPOCH), "what can be shown");
     }
 }

@@ -86,6 +86,9 @@ pub struct Expected<'a> {
 const AUDIENCE: &str = "istio-ca";
 /// The API server's tolerance for clocks.
 const LEEWAY: Duration = Duration::from_secs(60);
+/// The end of the year 9999, in seconds: the latest moment that can be written down. Milliseconds in the place of seconds are
+/// later.
+const LATEST: f64 = 253_402_300_799.0;
 
 impl TokenFacts {
     /// The one thing that is wrong with it at `now`, to be read on after its name; none if nothing is that can be seen here.
@@ -182,8 +185,8 @@ pub fn facts(text: &str) -> Result<TokenFacts, TokenError> {
     let bytes = URL_SAFE_NO_PAD.decode(claims).map_err(|_| TokenError::Claims)?;
     let claims: Claims = serde_json::from_slice(&bytes).map_err(|_| TokenError::Claims)?;
     let at = |seconds: Option<f64>| {
-        let since = seconds.and_then(|s| Duration::try_from_secs_f64(s).ok())?;
-        SystemTime::UNIX_EPOCH.checked_add(since)
+        let since = Duration::try_from_secs_f64(seconds?.min(LATEST)).ok()?;
+        Some(SystemTime::UNIX_EPOCH + since)
     };
     Ok(TokenFacts {
         subject: claims.sub,
@@ -218,6 +221,11 @@ mod tests {
         let none = TokenFacts { subject: None, audiences: vec![], expires: None, begins: None, issuer: None };
         assert_eq!(facts(&token("{}")).unwrap(), none);
         assert_eq!(facts(&token(r#"{"exp":-5}"#)).unwrap(), none);
+        let late = facts(&token(r#"{"aud":"istio-ca","exp":1e300,"nbf":1700000000000}"#)).unwrap();
+        let expected = Expected { namespace: "vms", service_account: "a", accepted: None };
+        let said = late.wrong(expected, SystemTime::now()).unwrap();
+        assert!(said.starts_with("is valid from 9999-12-31T23:59:59Z on, but it is "), "{said}");
+        assert_eq!(late.expires, late.begins);
     }
 
     #[test]
