@@ -26,6 +26,7 @@ use std::{
 };
 use tokio::{
     net::{TcpListener, TcpStream, UnixListener, UnixStream},
+    runtime::Handle,
     sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::Instant,
@@ -289,7 +290,12 @@ async fn respond(method: &Method, path: &str, face: &Face, now: SystemTime) -> R
             answer(code, "text/plain; charset=utf-8", format!("{}\n", report.summary()))
         }
         "/metrics" => {
-            answer(StatusCode::OK, metrics::CONTENT_TYPE, metrics::render(&status.report(now), telemetry::dropped()))
+            let tasks = Handle::current().metrics().num_alive_tasks();
+            answer(
+                StatusCode::OK,
+                metrics::CONTENT_TYPE,
+                metrics::render(&status.report(now), telemetry::dropped(), tasks),
+            )
         }
         _ => answer(StatusCode::NOT_FOUND, "text/plain", "here are /healthz/ready and /metrics\n".to_owned()),
     }

@@ -20,8 +20,8 @@ pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge<f64, AtomicU64>>;
 
-/// The metrics of every workload, and how many lines of the log were dropped.
-pub(super) fn render(report: &Report, dropped: u64) -> String {
+/// The metrics of every workload, how many lines of the log were dropped, and how many tasks the daemon has.
+pub(super) fn render(report: &Report, dropped: u64, tasks: usize) -> String {
     let mut registry = Registry::default();
     let ready = Gauge::<f64, AtomicU64>::default();
     ready.set(flag(report.ready));
@@ -29,6 +29,9 @@ pub(super) fn render(report: &Report, dropped: u64) -> String {
     let lines = Counter::<u64>::default();
     lines.inc_by(dropped);
     registry.register("we_agent_log_dropped", "Lines of the log that were dropped because nobody took them", lines);
+    let alive = Gauge::<f64, AtomicU64>::default();
+    alive.set(tasks as f64);
+    registry.register("we_agent_tasks", "Tasks of the daemon; steady while nothing changes", alive);
     let mut gauges = |name: &'static str, help: &'static str| {
         let gauges = Gauges::default();
         registry.register(name, help, gauges.clone());
@@ -197,11 +200,12 @@ mod tests {
             not_after: Some(at(70)),
             ..Default::default()
         };
-        let text = render(&report(identity), 7);
+        let text = render(&report(identity), 7, 3);
         for line in [
             "# TYPE we_agent_ready gauge",
             "we_agent_ready 1.0",
             "we_agent_log_dropped_total 7",
+            "we_agent_tasks 3.0",
             "we_agent_failures_total{workload=\"payments\",what=\"hook\",kind=\"reload_stale\"} 3",
             "we_agent_certificate_remaining_seconds{workload=\"payments\"} -30.0",
             "we_agent_certificate_age_seconds{workload=\"payments\"} 90.0",
@@ -219,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_is_not_known_is_not_said() {
-        let text = render(&report(IdentityReport::default()), 0);
+        let text = render(&report(IdentityReport::default()), 0, 0);
         assert!(!text.lines().any(|l| l.starts_with("we_agent_certificate_remaining_seconds{")), "{text}");
         assert!(!text.lines().any(|l| l.starts_with("istio_agent_cert_expiry_seconds{")), "{text}");
     }
