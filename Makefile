@@ -4,7 +4,7 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # What make bench measures against: lab (the miniature control plane here) or rig (a real istiod; see CONTRIBUTING.md).
 CONTROL ?= lab
 
-.PHONY: help demo test lint soak bench packages packages-twice test-packages
+.PHONY: help demo test lint fuzz soak bench packages packages-twice test-packages
 
 help: ## Show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## */  make \1\t/' | expand -t 24
@@ -19,6 +19,9 @@ test: ## Everything that CI runs
 lint: ## Format and clippy only
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- --deny warnings
+
+fuzz: ## Whatever a fuzzer thinks of, to every door of the agent, for TIME each (TIME=1h DOORS="bus admin")
+	@TIME=$(TIME) DOORS="$(DOORS)" tests/fuzz/run
 
 soak: ## What the tests do for seconds, done for long: a million switches under a reader, a fleet of 500
 	WE_AGENT_SWITCHES=1000000 cargo test --test it readers:: -- --nocapture

@@ -1,6 +1,8 @@
 //! The local face of the daemon: `status` on a unix socket, readiness and metrics on loopback. Everything is rendered
 //! from [`Status`]. The one thing that can be asked for, on the socket, is to read our configuration again.
 
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod metrics;
 mod supervisor;
 

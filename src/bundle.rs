@@ -3,6 +3,8 @@
 
 mod env;
 mod find;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod hosts;
 mod keys;
 mod mesh;

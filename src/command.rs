@@ -6,6 +6,8 @@
 
 mod direct;
 mod error;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod reason;
 mod runner;
 mod serve;

@@ -15,6 +15,9 @@ mod tap;
 mod tls;
 mod trust;
 
+#[cfg(feature = "fuzz")]
+pub(crate) use istiod::fuzz;
+
 pub use credential::Credential;
 pub use error::{Cost, Disposition, Error};
 pub use istiod::{Istiod, MembershipSettings};

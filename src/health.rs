@@ -6,6 +6,8 @@
 
 mod dial;
 mod exec;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod grpc;
 mod http;
 mod prober;

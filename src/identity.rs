@@ -6,6 +6,8 @@
 
 mod disk;
 mod error;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod schedule;
 mod store;
 mod token;

@@ -11,6 +11,8 @@ mod admission;
 mod budget;
 mod connection;
 mod deadlines;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod handshake;
 mod header;
 mod hello;

@@ -85,6 +85,7 @@
 //! | `admin` | Status on a unix socket, readiness and metrics on loopback, READY and STATUS to systemd. | status, files, systemd, telemetry |
 //! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, aside, files, host, systemd, command, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, inbound, admin |
 //! | `cli` | The words of the command line and the exit statuses. | config, bundle, status, aside, files, host, systemd, command, telemetry, admin, agent |
+//! | `fuzz` | Every door through which something from outside comes in, by name, for the fuzzer; in no program (feature `fuzz`). | spiffe, files, host, systemd, command, workload, config, bundle, control, identity, health, publish, inbound, admin |
 //!
 //! # Where to begin
 //!
@@ -103,6 +104,8 @@ pub mod command;
 pub mod config;
 pub mod control;
 pub mod files;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 pub mod health;
 pub mod host;
 pub mod identity;
@@ -119,6 +122,6 @@ pub mod time;
 pub mod workload;
 mod yaml;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 #[path = "../tests/it/authority.rs"]
 mod authority;

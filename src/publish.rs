@@ -17,4 +17,6 @@ mod workload_api;
 pub use files::{Content, Files, FilesError, Folder, Layout, Outcome, SingleFile, run};
 pub use hook::{Action, Hook, StartTls, Switches, Verify};
 pub use policy::{Denied, Policy};
+#[cfg(feature = "fuzz")]
+pub(crate) use socket::fuzz;
 pub use socket::{Place, serve};

@@ -1,6 +1,8 @@
 //! SPIFFE as types: a trust domain, an id, a key, a request for a certificate, an SVID and the roots it chains to.
 //! What exists is valid: each type has one door, and the door checks.
 
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod id;
 mod key;
 mod peer;

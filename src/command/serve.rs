@@ -116,7 +116,7 @@ fn owner(stream: &UnixStream) -> io::Result<u32> {
     Ok(std::fs::symlink_metadata(path)?.uid())
 }
 
-async fn request(stream: &mut BufReader<UnixStream>) -> Result<Request, RunnerError> {
+pub(super) async fn request(stream: &mut BufReader<UnixStream>) -> Result<Request, RunnerError> {
     let wrong = |cause: String| RunnerError::Request(cause);
     let asked = timeout(PATIENCE, read_line(stream)).await.map_err(|_| wrong("it does not end".to_owned()))?;
     let line = asked.map_err(|error| wrong(error.to_string()))?;

@@ -7,6 +7,9 @@ mod membership;
 mod refusal;
 mod session;
 
+#[cfg(feature = "fuzz")]
+pub(crate) use ads::fuzz;
+
 use super::{
     ControlPlane, Cost, Credential, Error, Post, Signed,
     credential::{Refusal, Rung},

@@ -63,7 +63,7 @@ pub(super) async fn probe(
     }
 }
 
-async fn check(
+pub(super) async fn check(
     stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
     authority: &str,
     service: &str,

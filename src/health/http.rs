@@ -118,7 +118,7 @@ fn headers_of(get: &Get) -> Result<HeaderMap, String> {
     Ok(headers)
 }
 
-fn redirect(answer: &Response<Incoming>) -> Option<String> {
+pub(super) fn redirect(answer: &Response<Incoming>) -> Option<String> {
     let location = || Some(String::from_utf8_lossy(answer.headers().get(LOCATION)?.as_bytes()).into_owned());
     match answer.status().as_u16() {
         301 | 302 | 303 | 307 | 308 => location(),
@@ -128,7 +128,7 @@ fn redirect(answer: &Response<Incoming>) -> Option<String> {
 
 /// Where a redirect leads. A Host header of our own goes along unless the location names a host; what authenticates us
 /// to one host is not shown to another, nor in plaintext after TLS.
-fn follow(from: &Url, location: &str, headers: &mut HeaderMap) -> Result<Url, Unhealthy> {
+pub(super) fn follow(from: &Url, location: &str, headers: &mut HeaderMap) -> Result<Url, Unhealthy> {
     let mut to = from.join(location).map_err(|e| failed(location, &e.to_string()))?;
     if !matches!(to.scheme(), "http" | "https") {
         return Err(failed(location, &format!("unsupported protocol scheme {:?}", to.scheme())));
@@ -175,7 +175,7 @@ async fn exchange(url: &Url, headers: &HeaderMap, get: &Get) -> Result<Response<
 }
 
 /// Drives the connection just until the answer's headers are there.
-async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, String>
+pub(super) async fn send<S>(stream: S, request: Request<Empty<Bytes>>) -> Result<Response<Incoming>, String>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {

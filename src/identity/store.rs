@@ -60,7 +60,7 @@ pub enum StoreError {
 impl StoreError {
     /// Whether the file itself is at fault, for ever. Clocks are set, bundles are changed back and newer agents
     /// return, so everything else keeps its name.
-    fn is_damage(&self) -> bool {
+    pub(super) fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } | Self::Received | Self::Anchors(_) => true,
             Self::Dir(e) => matches!(e, DirError::InTheWay(_) | DirError::TooLong { .. }),
@@ -275,7 +275,7 @@ fn serialise(context: &X509Context, anchors: &X509Bundle) -> Zeroizing<Vec<u8>> 
     text
 }
 
-fn parse(text: &[u8], id: &SpiffeId, now: SystemTime) -> Result<Stored, StoreError> {
+pub(super) fn parse(text: &[u8], id: &SpiffeId, now: SystemTime) -> Result<Stored, StoreError> {
     let damaged = |e: serde_json::Error| StoreError::Damaged { line: e.line(), column: e.column() };
     let Header { format } = serde_json::from_slice(text).map_err(damaged)?;
     if format > FORMAT {

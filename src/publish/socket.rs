@@ -5,6 +5,8 @@
 //! it has room. What one user can use is bounded (`budget`), and beyond it is turned away.
 
 mod connection;
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod place;
 mod places;
 

@@ -73,7 +73,7 @@ impl PrivateKey {
     }
 
     /// A key that claims to be the private half of `public`: recordings have no private keys.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzz"))]
     pub(super) fn claiming(public: &[u8]) -> Result<Self, KeyError> {
         Ok(Self { public: public.to_owned(), ..Self::generate(KeyKind::EcP256)? })
     }

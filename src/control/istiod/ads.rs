@@ -1,5 +1,7 @@
 //! One stream of the aggregated discovery service: requests, answers, acknowledgements, health reports.
 
+#[cfg(feature = "fuzz")]
+pub(crate) mod fuzz;
 mod outbox;
 mod wire;
 
@@ -12,6 +14,7 @@ use crate::{
     },
     status::Health,
 };
+use outbox::Outbox;
 use prost::Message;
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tonic::Code;
@@ -95,39 +98,36 @@ impl Stream {
                 }
                 Err(status) => return Err(istiod.failure(CALL, &self.link, status).await),
             };
-            if let Some(answer) = self.take(received) {
+            if let Some(answer) = take(&self.wire.outbox, received) {
                 return Ok(answer);
             }
         }
-    }
-
-    /// Acknowledges an answer to a subscription of ours and gives its content; anything else is passed over.
-    fn take(&mut self, received: Received) -> Option<Answer> {
-        let (type_url, decoded) = match received.type_url.as_str() {
-            ENDPOINTS => {
-                let gone = received.removed.into_iter();
-                let gone = gone.map(|cluster_name| ClusterLoadAssignment { cluster_name, ..Default::default() });
-                (
-                    ENDPOINTS,
-                    decode(&received.resources).map(|all| Answer::Endpoints(all.into_iter().chain(gone).collect())),
-                )
-            }
-            CLUSTERS => {
-                let names = |all: Vec<Cluster>| Answer::Clusters(all.into_iter().map(|c| c.name).collect());
-                (CLUSTERS, decode(&received.resources).map(names))
-            }
-            _ => return None,
-        };
-        let refusal = decoded.as_ref().err();
-        let refusal = refusal.map(|e| Detail { code: Code::InvalidArgument as i32, message: e.to_string() });
-        let asked = self.wire.outbox.answered(type_url, received.version, received.nonce, refusal);
-        decoded.ok().filter(|_| asked)
     }
 
     /// Half-closes and waits until istiod has ended the stream too, `within` at most.
     pub(super) async fn close(self, within: Duration) {
         self.wire.close(within).await;
     }
+}
+
+/// Acknowledges an answer to a subscription of ours and gives its content; anything else is passed over.
+fn take(outbox: &Outbox, received: Received) -> Option<Answer> {
+    let (type_url, decoded) = match received.type_url.as_str() {
+        ENDPOINTS => {
+            let gone = received.removed.into_iter();
+            let gone = gone.map(|cluster_name| ClusterLoadAssignment { cluster_name, ..Default::default() });
+            (ENDPOINTS, decode(&received.resources).map(|all| Answer::Endpoints(all.into_iter().chain(gone).collect())))
+        }
+        CLUSTERS => {
+            let names = |all: Vec<Cluster>| Answer::Clusters(all.into_iter().map(|c| c.name).collect());
+            (CLUSTERS, decode(&received.resources).map(names))
+        }
+        _ => return None,
+    };
+    let refusal = decoded.as_ref().err();
+    let refusal = refusal.map(|e| Detail { code: Code::InvalidArgument as i32, message: e.to_string() });
+    let asked = outbox.answered(type_url, received.version, received.nonce, refusal);
+    decoded.ok().filter(|_| asked)
 }
 
 fn decode<T: Message + Default>(resources: &[prost_types::Any]) -> Result<Vec<T>, prost::DecodeError> {

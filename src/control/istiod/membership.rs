@@ -8,7 +8,7 @@
 //! told to report again, or to register anew.
 
 mod agree;
-mod known;
+pub(super) mod known;
 mod port;
 
 use super::{

@@ -25,27 +25,27 @@ struct Place {
 
 /// What is known of the services that select us: cluster name → our endpoints in it. Each has listed us once.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Known {
+pub(in super::super) struct Known {
     clusters: BTreeMap<String, Vec<Place>>,
 }
 
 /// What a look at the whole mesh has brought.
 #[derive(Debug, Default)]
-pub(super) struct Seen {
+pub(in super::super) struct Seen {
     /// Every service that there is.
-    pub(super) clusters: BTreeSet<String>,
+    pub(in super::super) clusters: BTreeSet<String>,
     /// Those that list us.
-    pub(super) listing: Known,
+    pub(in super::super) listing: Known,
 }
 
 impl Known {
     /// The names to watch.
-    pub(super) fn names(&self) -> BTreeSet<String> {
+    pub(in super::super) fn names(&self) -> BTreeSet<String> {
         self.clusters.keys().cloned().collect()
     }
 
     /// What an observer was told of all clusters: those that list one of our addresses.
-    pub(super) fn found(assignments: Vec<ClusterLoadAssignment>, ours: &[IpAddr]) -> Self {
+    pub(in super::super) fn found(assignments: Vec<ClusterLoadAssignment>, ours: &[IpAddr]) -> Self {
         let places = assignments.into_iter().map(|a| (places_of(&a, ours), a.cluster_name));
         Self {
             clusters: places.filter(|(places, _)| !places.is_empty()).map(|(places, name)| (name, places)).collect(),
@@ -53,18 +53,18 @@ impl Known {
     }
 
     /// Whether any of them lists us; none while there is none.
-    pub(super) fn listed(&self) -> Option<bool> {
+    pub(in super::super) fn listed(&self) -> Option<bool> {
         (!self.clusters.is_empty()).then(|| self.clusters.values().any(|places| !places.is_empty()))
     }
 
     /// Whether one of them lists us no more.
-    pub(super) fn lacks(&self) -> bool {
+    pub(in super::super) fn lacks(&self) -> bool {
         self.clusters.values().any(Vec::is_empty)
     }
 
     /// Takes in a look. When nobody lists us it may be the entry that is missing, or healthy no more: then the services
     /// that there still are remain, unless that is `final`, and we were left out on purpose.
-    pub(super) fn take(&mut self, seen: Seen, is_final: bool) {
+    pub(in super::super) fn take(&mut self, seen: Seen, is_final: bool) {
         if is_final || seen.listing.listed() == Some(true) {
             self.clusters = seen.listing.clusters;
         } else {
@@ -73,7 +73,7 @@ impl Known {
     }
 
     /// Takes in what the mesh says of clusters; tells whether one of those we watch was among them.
-    pub(super) fn update(&mut self, assignments: &[ClusterLoadAssignment], ours: &[IpAddr]) -> bool {
+    pub(in super::super) fn update(&mut self, assignments: &[ClusterLoadAssignment], ours: &[IpAddr]) -> bool {
         let mut ours_too = false;
         for assignment in assignments {
             if let Some(places) = self.clusters.get_mut(&assignment.cluster_name) {
@@ -85,7 +85,7 @@ impl Known {
     }
 
     /// The fact.
-    pub(super) fn membership(&self) -> Membership {
+    pub(in super::super) fn membership(&self) -> Membership {
         if self.clusters.is_empty() {
             return Membership::NotSelected;
         }
