@@ -3,7 +3,13 @@
 
 use super::bus::{Answer, Argument, Bus, Method};
 use crate::{files::Root, host::Peer};
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    time::Duration,
+};
 use tokio::{sync::Semaphore, time::timeout};
 
 /// Where the system bus listens, below the root.
@@ -12,14 +18,36 @@ const BUS: &str = "/run/dbus/system_bus_socket";
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 /// Bound on one question, greeting and waiting included.
 const ASK: Duration = Duration::from_secs(2);
-/// Questions at a time: whoever connects a thousand times shall not take all connections that the bus gives us.
-const AT_A_TIME: usize = 4;
+/// Questions at a time: the bus gives us so many connections and no more.
+const AT_A_TIME: usize = 8;
+/// Of them for one user: whoever connects a thousand times keeps nobody else waiting.
+const OF_USER: usize = 2;
 
 /// systemd, to be asked for units.
 #[derive(Debug, Clone)]
 pub struct Units {
     bus: PathBuf,
-    turn: Arc<Semaphore>,
+    turns: Arc<Turns>,
+}
+
+/// Who may ask now.
+#[derive(Debug)]
+struct Turns {
+    all: Semaphore,
+    /// Of those who ask or wait.
+    users: Mutex<HashMap<u32, Weak<Semaphore>>>,
+}
+
+impl Turns {
+    fn of(&self, uid: u32) -> Arc<Semaphore> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        users.retain(|_, turns| turns.strong_count() > 0);
+        users.get(&uid).and_then(Weak::upgrade).unwrap_or_else(|| {
+            let turns = Arc::new(Semaphore::new(OF_USER));
+            users.insert(uid, Arc::downgrade(&turns));
+            turns
+        })
+    }
 }
 
 /// Why there is no unit.
@@ -68,7 +96,8 @@ impl UnitError {
 impl Units {
     /// Asks on the system bus of `root`.
     pub fn new(root: &Root) -> Self {
-        Self { bus: root.path(BUS), turn: Arc::new(Semaphore::new(AT_A_TIME)) }
+        let turns = Turns { all: Semaphore::new(AT_A_TIME), users: Mutex::default() };
+        Self { bus: root.path(BUS), turns: Arc::new(turns) }
     }
 
     /// The full name of the unit that `peer` belongs to.
@@ -81,7 +110,9 @@ impl Units {
 
     async fn ask(&self, peer: &Peer) -> Result<String, UnitError> {
         let failed = |source| UnitError::Bus { bus: self.bus.clone(), source };
-        let _turn = self.turn.acquire().await.map_err(|closed| failed(io::Error::other(closed)))?;
+        let turns = self.turns.of(peer.uid);
+        let closed = |closed| failed(io::Error::other(closed));
+        let (_own, _of_all) = (turns.acquire().await.map_err(closed)?, self.turns.all.acquire().await.map_err(closed)?);
         let Some(pidfd) = peer.pidfd() else {
             return Err(if peer.has_gone() { UnitError::Gone } else { UnitError::Unpinned });
         };

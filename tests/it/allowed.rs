@@ -6,7 +6,7 @@
 use crate::{
     rotation::{host, lab},
     support,
-    system_bus::{FORGED, Kind, SystemBus},
+    system_bus::{FORGED, Kind, SystemBus, UNKNOWN},
 };
 use std::{
     fs, io,
@@ -41,21 +41,21 @@ const HOLD: &str =
 const MALLORY: u32 = 54_321;
 
 /// A host with a socket that everybody can reach.
-struct Door {
-    dir: TempDir,
+pub(crate) struct Door {
+    pub(crate) dir: TempDir,
     listener: UnixListener,
 }
 
 /// A process of another user with its connection.
-struct Caller {
+pub(crate) struct Caller {
     child: Child,
-    peer: Peer,
+    pub(crate) peer: Peer,
     _stream: UnixStream,
 }
 
 impl Door {
     /// None, said aloud, when we cannot make processes of other users.
-    fn open() -> Option<Self> {
+    pub(crate) fn open() -> Option<Self> {
         if !nix::unistd::geteuid().is_root() {
             println!("skipped: processes of other users take root");
             return None;
@@ -68,9 +68,13 @@ impl Door {
         Some(Self { dir, listener })
     }
 
-    async fn knock(&self) -> Caller {
+    pub(crate) async fn knock(&self) -> Caller {
+        self.knock_as(MALLORY).await
+    }
+
+    async fn knock_as(&self, user: u32) -> Caller {
         let mut command = Command::new("setpriv");
-        let user = MALLORY.to_string();
+        let user = user.to_string();
         command.args(["--reuid", &user, "--regid", "54322", "--groups", "54323,54324", "perl", "-e", HOLD]);
         command.arg(self.dir.path().join("agent.sock")).stdin(Stdio::piped()).kill_on_drop(true);
         let child = command.spawn().unwrap();
@@ -78,7 +82,7 @@ impl Door {
         Caller { child, peer: Peer::of(&stream).unwrap(), _stream: stream }
     }
 
-    fn policy(&self, allow: &[Allow]) -> Policy {
+    pub(crate) fn policy(&self, allow: &[Allow]) -> Policy {
         Policy::new("payments", allow.to_vec(), Units::new(&Root::new(self.dir.path())))
     }
 }
@@ -94,7 +98,7 @@ impl Caller {
     }
 }
 
-fn unit(name: &str) -> Allow {
+pub(crate) fn unit(name: &str) -> Allow {
     Allow::Unit(name.to_owned())
 }
 
@@ -174,6 +178,19 @@ async fn nobody_but_systemd_says_who_is_in_a_unit() {
         let denied = forged.admit(&caller.peer).await.unwrap_err().to_string();
         assert!(denied.contains(", unit nginx.service: no entry"), "{denied}");
     }
+}
+
+#[tokio::test]
+async fn whoever_asks_too_much_keeps_only_itself_waiting() {
+    let Some(door) = Door::open() else { return };
+    let bus = SystemBus::start(door.dir.path(), Kind::New);
+    let policy = door.policy(&[unit("nginx.service")]);
+    let (mallory, entitled) = (door.knock().await, door.knock_as(MALLORY + 1).await);
+    bus.put(mallory.pid(), UNKNOWN);
+    bus.put(entitled.pid(), "nginx.service");
+    let all = std::iter::repeat_n(&mallory, 20).chain([&entitled]).map(|caller| policy.admit(&caller.peer));
+    let admitted = futures(all).await.into_iter().filter(Result::is_ok).count();
+    assert_eq!(admitted, 1);
 }
 
 #[tokio::test]
