@@ -46,6 +46,7 @@ mod pkcs12;
 mod published;
 mod readers;
 mod readme;
+mod real_bus;
 mod refusals;
 mod registration;
 mod relay;

@@ -24,6 +24,9 @@ const MALLORY: &str = ":1.66";
 /// The unit that somebody says everybody is in.
 pub(crate) const FORGED: &str = "forged.service";
 
+/// The unit of a process about which systemd does not answer.
+pub(crate) const UNKNOWN: &str = "";
+
 /// What the other end of the bus is like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -157,6 +160,7 @@ async fn talk(mut stream: UnixStream, kind: Kind, units: &Mutex<BTreeMap<u32, St
                 let unit = units.lock().unwrap().get(&pid).cloned();
                 match (kind, by_descriptor, unit) {
                     (Kind::Silent, ..) => Vec::new(),
+                    (_, _, Some(unit)) if unit == UNKNOWN => Vec::new(),
                     (Kind::Old | Kind::WithoutDescriptors, true, _) => {
                         let name = "org.freedesktop.DBus.Error.AccessDenied";
                         reply(kind, serial, BUS, Some(name), "s", |body| body.text("Sender is not authorized"))
@@ -197,7 +201,7 @@ async fn talk(mut stream: UnixStream, kind: Kind, units: &Mutex<BTreeMap<u32, St
 
 /// What another user sends to whoever comes: signals, one of them long, and an answer to everything that may have been asked.
 fn nuisance(serial: u32) -> Vec<u8> {
-    const LONG: u32 = 300 << 10;
+    const LONG: u32 = 100 << 10;
     let signal = include_bytes!("../golden/dbus/signal.bin");
     let mut long = [&[b'l', 4, 0, 1][..], &LONG.to_le_bytes(), &[9, 0, 0, 0, 0, 0, 0, 0]].concat();
     long.resize(16 + LONG as usize, 0);
@@ -213,7 +217,7 @@ fn nuisance(serial: u32) -> Vec<u8> {
 }
 
 /// How long the first message is; none before that is known.
-fn length(bytes: &[u8]) -> Option<usize> {
+pub(crate) fn length(bytes: &[u8]) -> Option<usize> {
     let number = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().unwrap()) as usize);
     Some((16 + number(12)?).next_multiple_of(8) + number(4)?)
 }
@@ -226,7 +230,7 @@ fn process(pidfd: OwnedFd) -> u32 {
 }
 
 /// The object path of a unit: `sd_bus_path_encode`.
-fn path(unit: &str) -> String {
+pub(crate) fn path(unit: &str) -> String {
     let escaped = unit.bytes().map(|byte| match byte {
         b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' => char::from(byte).to_string(),
         other => format!("_{other:02x}"),
@@ -235,18 +239,18 @@ fn path(unit: &str) -> String {
 }
 
 /// Bytes that are being put together, in either order.
-struct Put {
+pub(crate) struct Put {
     bytes: Vec<u8>,
     big: bool,
 }
 
 impl Put {
-    fn number(&mut self, number: u32) {
+    pub(crate) fn number(&mut self, number: u32) {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
         self.bytes.extend(if self.big { number.to_be_bytes() } else { number.to_le_bytes() });
     }
 
-    fn text(&mut self, text: &str) {
+    pub(crate) fn text(&mut self, text: &str) {
         self.number(u32::try_from(text.len()).unwrap());
         self.bytes.extend(text.bytes());
         self.bytes.push(0);
@@ -258,6 +262,59 @@ impl Put {
     }
 }
 
+/// A field of a message.
+pub(crate) enum Field<'a> {
+    Path(&'a str),
+    Text(&'a str),
+    Number(u32),
+}
+
+/// A whole message: its kind, serial and fields, and a body of this signature.
+pub(crate) fn message(
+    big: bool,
+    kind: u8,
+    serial: u32,
+    fields: &[(u8, Field<'_>)],
+    signature: &str,
+    body: impl FnOnce(&mut Put),
+) -> Vec<u8> {
+    let mut inner = Put { bytes: Vec::new(), big };
+    body(&mut inner);
+    let mut out = Put { bytes: vec![if big { b'B' } else { b'l' }, kind, 1, 1], big };
+    out.number(u32::try_from(inner.bytes.len()).unwrap());
+    out.number(serial);
+    out.number(0);
+    for (code, field) in fields {
+        match field {
+            Field::Path(path) => {
+                out.field(*code, b'o');
+                out.text(path);
+            }
+            Field::Text(text) => {
+                out.field(*code, b's');
+                out.text(text);
+            }
+            Field::Number(number) => {
+                out.field(*code, b'u');
+                out.number(*number);
+            }
+        }
+    }
+    if !signature.is_empty() {
+        out.field(8, b'g');
+        out.bytes.push(u8::try_from(signature.len()).unwrap());
+        out.bytes.extend(signature.bytes());
+        out.bytes.push(0);
+    }
+    let fields = u32::try_from(out.bytes.len() - 16).unwrap();
+    let fields = if big { fields.to_be_bytes() } else { fields.to_le_bytes() };
+    out.bytes[12..16].copy_from_slice(&fields);
+    out.bytes.resize(out.bytes.len().next_multiple_of(8), 0);
+    out.bytes.extend(inner.bytes);
+    out.bytes
+}
+
+/// A return, or an error, to the agent.
 fn reply(
     kind: Kind,
     to: u32,
@@ -266,31 +323,7 @@ fn reply(
     signature: &str,
     body: impl FnOnce(&mut Put),
 ) -> Vec<u8> {
-    let big = kind == Kind::NewBigEndian;
-    let mut inner = Put { bytes: Vec::new(), big };
-    body(&mut inner);
-    let mut out = Put { bytes: vec![if big { b'B' } else { b'l' }, if error.is_some() { 3 } else { 2 }, 1, 1], big };
-    out.number(u32::try_from(inner.bytes.len()).unwrap());
-    out.number(99);
-    out.number(0);
-    if let Some(name) = error {
-        out.field(4, b's');
-        out.text(name);
-    }
-    out.field(5, b'u');
-    out.number(to);
-    out.field(6, b's');
-    out.text(":1.7");
-    out.field(8, b'g');
-    out.bytes.push(u8::try_from(signature.len()).unwrap());
-    out.bytes.extend(signature.bytes());
-    out.bytes.push(0);
-    out.field(7, b's');
-    out.text(from);
-    let fields = u32::try_from(out.bytes.len() - 16).unwrap();
-    let fields = if big { fields.to_be_bytes() } else { fields.to_le_bytes() };
-    out.bytes[12..16].copy_from_slice(&fields);
-    out.bytes.resize(out.bytes.len().next_multiple_of(8), 0);
-    out.bytes.extend(inner.bytes);
-    out.bytes
+    let mut fields = vec![(5, Field::Number(to)), (6, Field::Text(":1.7")), (7, Field::Text(from))];
+    fields.extend(error.map(|name| (4, Field::Text(name))));
+    message(kind == Kind::NewBigEndian, if error.is_some() { 3 } else { 2 }, 99, &fields, signature, body)
 }
