@@ -130,9 +130,10 @@ impl Policy {
             Ok(unit) if self.allow.iter().any(|entry| matches!(entry, Allow::Unit(name) if *name == unit)) => {
                 Verdict::Admitted
             }
-            Ok(_) if by_name.is_none() => Verdict::Refused(None, Why::Nameless),
-            Ok(unit) => Verdict::Refused(Some(unit), Why::Stranger),
             Err(UnitError::Gone) => Verdict::Refused(None, Why::Gone),
+            // Whatever systemd says, a name may still let it in.
+            _ if by_name.is_none() => Verdict::Refused(None, Why::Nameless),
+            Ok(unit) => Verdict::Refused(Some(unit), Why::Stranger),
             Err(error) => Verdict::Refused(None, Why::Unknown(error)),
         }
     }
