@@ -6,7 +6,7 @@ use super::{
     runner::{Request, line, read_line},
 };
 use crate::host::{Account, Allow};
-use nix::unistd::{geteuid, getuid};
+use nix::unistd::{Uid, geteuid, getuid};
 use std::{
     io,
     os::{
@@ -39,6 +39,12 @@ pub enum RunnerError {
         "commands are not run as root: set User= of we-agent-exec@.service to another user (we-agent-exec has no rights)"
     )]
     Root,
+    /// Nor as the user that we-agent runs as, to whom its keys belong.
+    #[error(
+        "commands are not run as the user that asks for them, who has the keys: set User= of we-agent-exec@.service to another \
+         user (we-agent-exec has no rights)"
+    )]
+    Asker,
     /// The peer is neither root nor the owner of the socket.
     #[error(
         "user {uid} may not have commands run; SocketUser= of we-agent-exec.socket must be the user that we-agent runs as"
@@ -65,8 +71,7 @@ pub enum RunnerError {
 /// When nothing was run. The peer was told why, if there is one.
 pub async fn serve_command(stdin: BorrowedFd<'_>) -> Result<(), RunnerError> {
     let stream = connection(stdin).map_err(RunnerError::NoConnection)?;
-    let root = getuid().is_root() || geteuid().is_root();
-    converse(stream, root).await
+    converse(stream, [getuid(), geteuid()]).await
 }
 
 fn connection(stdin: BorrowedFd<'_>) -> io::Result<UnixStream> {
@@ -76,12 +81,12 @@ fn connection(stdin: BorrowedFd<'_>) -> io::Result<UnixStream> {
     UnixStream::from_std(stream)
 }
 
-async fn converse(stream: UnixStream, root: bool) -> Result<(), RunnerError> {
+/// As one of the users `us`.
+async fn converse(stream: UnixStream, us: [Uid; 2]) -> Result<(), RunnerError> {
     let mut stream = BufReader::new(stream);
-    let asked = match may_ask(stream.get_ref()) {
-        _ if root => Err(RunnerError::Root),
-        Err(stranger) => Err(stranger),
+    let asked = match may_run(stream.get_ref(), us) {
         Ok(()) => request(&mut stream).await,
+        Err(refused) => Err(refused),
     };
     let (answer, result) = match asked {
         Ok(request) => {
@@ -100,10 +105,17 @@ async fn converse(stream: UnixStream, root: bool) -> Result<(), RunnerError> {
     result
 }
 
-/// Lets in root and the owner of the socket. Users who do not exist in our user namespace are nobody.
-fn may_ask(stream: &UnixStream) -> Result<(), RunnerError> {
+/// For root and the owner of the socket, who is the agent; as neither of them. Users who do not exist in our user namespace
+/// are nobody.
+fn may_run(stream: &UnixStream, us: [Uid; 2]) -> Result<(), RunnerError> {
+    if us.iter().any(|uid| uid.is_root()) {
+        return Err(RunnerError::Root);
+    }
     let uid = stream.peer_cred().map_err(RunnerError::NoOwner)?.uid();
     let owner = owner(stream).map_err(RunnerError::NoOwner)?;
+    if us.contains(&Uid::from_raw(owner)) {
+        return Err(RunnerError::Asker);
+    }
     let allowed = uid == 0 || Allow::User(Account::Id(owner)).fits(uid, &[]);
     if allowed { Ok(()) } else { Err(RunnerError::Stranger { uid }) }
 }

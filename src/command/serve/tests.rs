@@ -10,6 +10,8 @@ use std::{
 use tokio::{io::AsyncBufReadExt, net::UnixListener, task::JoinHandle};
 
 const SOON: Duration = Duration::from_secs(10);
+/// A user who is none of this test's.
+const OTHER: u32 = 4713;
 
 /// A socket whose connections are served in this process.
 struct Place {
@@ -18,13 +20,18 @@ struct Place {
 }
 
 impl Place {
-    fn new(root: bool) -> Self {
+    fn new() -> Self {
+        Self::run_as(OTHER)
+    }
+
+    /// What runs there believes that it is this user.
+    fn run_as(uid: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("s")).unwrap();
         let served = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                tokio::spawn(async move { converse(stream, root).await });
+                tokio::spawn(async move { converse(stream, [Uid::from_raw(uid); 2]).await });
             }
         });
         Self { dir, served }
@@ -54,7 +61,7 @@ async fn run(socket: &Path, command: &[&str], bound: Duration) -> Result<(), Com
 
 #[tokio::test]
 async fn it_is_as_if_we_had_run_it() {
-    let place = Place::new(false);
+    let place = Place::new();
     let shell = |script: &'static str| ["/bin/sh", "-c", script];
     let cases: [(&[&str], Duration); 8] = [
         (&["true"], SOON),
@@ -75,7 +82,7 @@ async fn it_is_as_if_we_had_run_it() {
 
 #[tokio::test]
 async fn what_is_no_request_is_refused() {
-    let place = Place::new(false);
+    let place = Place::new();
     let long = format!("{{\"command\":[\"{}\"],\"deadline\":1}}\n", "x".repeat(300_000));
     for text in ["\n", "hello\n", "{\"command\":\"true\",\"deadline\":1}\n", long.as_str()] {
         let why = place.answer(text.as_bytes()).await.to_string();
@@ -86,10 +93,20 @@ async fn what_is_no_request_is_refused() {
 }
 
 #[tokio::test]
-async fn root_runs_nothing() {
-    let place = Place::new(true);
+async fn neither_root_nor_who_asks_runs_anything() {
+    for (uid, wanted) in [(0, "commands are not run as root: set"), (geteuid().as_raw(), "commands are not run as ")] {
+        let Why::Runner(text) = Place::run_as(uid).run(&["true"], SOON).await.unwrap_err().why else { unreachable!() };
+        assert!(text.starts_with(wanted) && text.contains("User= of we-agent-exec@.service"), "{text}");
+    }
+    // Of somebody else's socket the same.
+    if !geteuid().is_root() {
+        println!("skipped: a socket of somebody else takes root");
+        return;
+    }
+    let place = Place::run_as(4712);
+    chown(place.path(), Some(4712), None).unwrap();
     let Why::Runner(text) = place.run(&["true"], SOON).await.unwrap_err().why else { unreachable!() };
-    assert!(text.starts_with("commands are not run as root: set User= of we-agent-exec@.service"), "{text}");
+    assert!(text.starts_with("commands are not run as the user that asks for them"), "{text}");
 }
 
 #[tokio::test]
@@ -98,7 +115,7 @@ async fn only_root_and_the_owner_of_the_socket_may_ask() {
         println!("skipped: a socket of somebody else takes root");
         return;
     }
-    let place = Place::new(false);
+    let place = Place::new();
     set_permissions(place.dir.path(), Permissions::from_mode(0o755)).unwrap();
     set_permissions(place.path(), Permissions::from_mode(0o666)).unwrap();
     chown(place.path(), Some(4711), None).unwrap();
@@ -116,19 +133,19 @@ async fn only_root_and_the_owner_of_the_socket_may_ask() {
 #[tokio::test]
 async fn what_has_no_owner_lets_nobody_in() {
     let (pair, _other) = UnixStream::pair().unwrap();
-    assert!(matches!(may_ask(&pair), Err(RunnerError::NoOwner(_))));
+    assert!(matches!(may_run(&pair, [Uid::from_raw(OTHER); 2]), Err(RunnerError::NoOwner(_))));
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     let (_asks, accepted) = tokio::join!(UnixStream::connect(dir.path().join("s")), listener.accept());
     let (stream, _) = accepted.unwrap();
-    may_ask(&stream).unwrap();
+    may_run(&stream, [Uid::from_raw(OTHER); 2]).unwrap();
     std::fs::remove_file(dir.path().join("s")).unwrap();
-    assert!(matches!(may_ask(&stream), Err(RunnerError::NoOwner(_))));
+    assert!(matches!(may_run(&stream, [Uid::from_raw(OTHER); 2]), Err(RunnerError::NoOwner(_))));
 }
 
 #[tokio::test]
 async fn without_a_runner_the_cause_and_the_fix_are_told() {
-    let place = Place::new(false);
+    let place = Place::new();
     let fix = "; start it: systemctl start we-agent-exec.socket";
     let path = place.path().display().to_string();
     place.served.abort();
@@ -145,7 +162,7 @@ async fn without_a_runner_the_cause_and_the_fix_are_told() {
 
 #[tokio::test]
 async fn hanging_up_ends_the_command() {
-    let place = Place::new(false);
+    let place = Place::new();
     let file = place.dir.path().join("pid");
     let script = format!("sleep 33 & echo $! >{}; wait", file.display());
     let command = ["/bin/sh", "-c", &script];
@@ -171,7 +188,7 @@ async fn hanging_up_ends_the_command() {
 
 #[tokio::test(start_paused = true)]
 async fn who_says_nothing_is_not_waited_for() {
-    let place = Place::new(false);
+    let place = Place::new();
     let why = place.answer(b"{\"command\":").await.to_string();
     assert!(why.contains("it does not end"), "{why}");
 }
