@@ -44,18 +44,18 @@ pub struct SocketId {
 }
 
 impl SocketId {
-    /// Of the socket at `path`; none when there is no socket.
+    /// Of the socket that `path` leads to; none when there is no socket. That of a socket unit may have a link to it.
     ///
     /// # Errors
     /// When it cannot be told.
     pub fn at(path: &Path) -> std_io::Result<Option<Self>> {
-        match fs::symlink_metadata(path) {
+        match fs::metadata(path) {
             Ok(found) if found.file_type().is_socket() => {
                 let made = (found.mtime(), found.mtime_nsec());
                 Ok(Some(Self { device: found.dev(), inode: found.ino(), made }))
             }
             Ok(_) => Ok(None),
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR)) => Ok(None),
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP)) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -208,6 +208,20 @@ mod tests {
         dir.open_socket_to("a.sock", None).unwrap();
         assert_eq!(facts().mode() & 0o777, MODE);
         assert_eq!(SocketId::at(&dir.path().join("a.sock")).unwrap(), before.1, "it is the same socket");
+    }
+
+    #[test]
+    fn a_link_is_the_socket_that_it_leads_to() {
+        let host = tempfile::tempdir().unwrap();
+        let [path, link] = ["a.sock", "link"].map(|name| host.path().join(name));
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        assert_eq!(SocketId::at(&link).unwrap(), None, "it leads nowhere");
+        let _listener = UnixListener::bind(&path).unwrap();
+        let at = |path| SocketId::at(path).unwrap().unwrap();
+        assert_eq!(at(&link), at(&path));
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&link, &path).unwrap();
+        assert_eq!(SocketId::at(&path).unwrap(), None, "nor does a circle");
     }
 
     #[test]

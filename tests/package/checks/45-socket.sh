@@ -6,6 +6,17 @@ arrange '
     mkdir -p /etc/systemd/system/we-agent-socket@.socket.d
     printf "[Socket]\nSocketGroup=consumer\nSocketMode=0660\n" >/etc/systemd/system/we-agent-socket@.socket.d/group.conf
     systemctl daemon-reload && systemctl stop we-agent'
+# systemd gives the socket to the agent by its name, as root: who can swap that name has anything given to him.
+ok 'while a socket unit makes its socket, the agent cannot swap it' inside '
+    install -m 755 /root/swap /usr/local/bin/swap; touch /var/tmp/victim; chmod 600 /var/tmp/victim
+    for turn in 1 2 3; do
+        runuser -u we-agent -- /usr/local/bin/swap /var/tmp/victim /run/we-agent{/payments/agent.sock,-sockets/payments.sock} & swap=$!
+        systemctl start we-agent-socket@payments.socket; kill $swap; wait $swap
+        systemctl stop we-agent-socket@payments.socket
+    done
+    stat -c "%U:%G %a" /var/tmp/victim /run/we-agent-sockets
+    test "$(stat -c "%U:%G %a" /var/tmp/victim)/$(stat -c "%U %a" /run/we-agent-sockets)" = "root:root 600/root 755"'
+arrange 'rm -f /usr/local/bin/swap /var/tmp/victim /run/we-agent/payments/agent.sock*'
 settings 'workloads: {payments: {socket: {allow: [{user: consumer}]}}}'
 ok 'a socket unit starts, and the agent takes its socket' inside '
     systemctl enable --now we-agent-socket@payments.socket && systemctl start we-agent && within 20 ready'
@@ -22,7 +33,7 @@ ok 'the socket outlives a wrong configuration, though a program waits at it' ins
         { test "$(socket SubState)" = listening || test "$(socket SubState)" = running; }'
 ok 'mended, the agent starts with the same socket' inside '
     cp /root/good.yaml /etc/we-agent/we-agent.yaml && within 10 systemctl start we-agent && within 20 ready &&
-        test "$(stat -c "%G %a" /run/we-agent/payments/agent.sock)" = "consumer 660" && given_to consumer'
+        test "$(stat -Lc "%G %a" /run/we-agent/payments/agent.sock)" = "consumer 660" && given_to consumer'
 arrange 'systemctl stop consumer reader'
 # What the unit leaves open is needed: closed, this fails. Settings of a drop-in win.
 closed() {

@@ -140,12 +140,23 @@ async fn a_socket_is_for_its_group_whether_it_is_new_or_taken_back() {
     back.serves().await;
 }
 
+/// That of the package is in a directory of root's, and its name leads there.
 #[tokio::test]
 async fn the_socket_of_a_unit_has_the_modes_of_the_unit() {
+    for elsewhere in [false, true] {
+        of_a_unit(elsewhere).await;
+    }
+}
+
+async fn of_a_unit(elsewhere: bool) {
     let host = tempfile::tempdir().unwrap();
     let path = Root::new(host.path()).path(OWN).join("agent.sock");
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let passed = StdListener::bind(&path).unwrap();
+    let bound = if elsewhere { host.path().join("payments.sock") } else { path.clone() };
+    let passed = StdListener::bind(&bound).unwrap();
+    if elsewhere {
+        std::os::unix::fs::symlink(&bound, &path).unwrap();
+    }
     fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
     let listeners: Listeners = [("payments".to_owned(), passed.into())].into_iter().collect();
     let mut door = Door::open(host, |root| Place::new(root, OWN, named("daemon")).inherit("payments", &listeners));
