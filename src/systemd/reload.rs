@@ -145,6 +145,9 @@ mod tests {
     fn execute(root: &Root, key: &str) {
         for line in values(SERVICE, key) {
             let words: Vec<_> = line.split_whitespace().collect();
+            if words[0] == "+/bin/sleep" {
+                continue; // the pace, for which nobody waits
+            }
             let [program, "--force", "--no-target-directory", from, to] = words[..] else { panic!("{line}") };
             let (from, to) = (root.path(from), root.path(to));
             match program {
