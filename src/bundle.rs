@@ -16,7 +16,7 @@ mod workload;
 pub use env::{Env, EnvError, EnvProblem, Variable, parse as parse_env};
 pub use find::{BundleDir, find, istio_agent};
 pub use mistake::{BundleErrors, Mistake, Problem};
-pub use permit::permit;
+pub use permit::{Left, Permitted, permit};
 
 use crate::{
     files::{MAX_FILE, MAX_ROOTS, ReadError, Root, read_text},

@@ -10,7 +10,7 @@ use crate::{
     aside, bundle,
     command::{self, Commands},
     config::{Config, ConfigError},
-    files::Root,
+    files::{Root, is_root_asked},
     host,
     systemd::Listeners,
     telemetry::{self, LogFilter, LogFormat},
@@ -69,8 +69,9 @@ pub enum Command {
     /// Let the daemon's group read the bundles, and nobody else
     ///
     /// Gives the files of each bundle in /etc/we-agent to the user that runs this and the group (mode 0640, directories
-    /// 0750). The units run it as root: at each start of we-agent.service, and when a bundle has come that the daemon may not
-    /// read, or that others may. It follows no link.
+    /// 0750), and removes the tokens that the daemon asks to have removed, where the configuration says so
+    /// (identity.removeToken). A unit runs it as root: before each start of we-agent.service, and when the daemon asks, say
+    /// because a bundle has come that it may not read, or that others may. It follows no link.
     Permit(PermitArgs),
     /// Run one command for the daemon; systemd starts this (we-agent-exec@.service) for each probe and hook
     Exec,
@@ -299,14 +300,22 @@ async fn wait(args: WaitArgs) -> anyhow::Result<()> {
     print(&format!("{}\n", wait::wait(&args.host.root(), &args.workloads, args.aim, args.timeout).await?))
 }
 
+/// From one answer to the next, for who asks again and again, or leaves a request that cannot be taken away.
+const PACE: Duration = Duration::from_secs(1);
+
 /// What is left alone is told, and is no failure: the other workloads shall start.
 fn permit(args: &PermitArgs) -> anyhow::Result<()> {
     let root = args.host.root();
     // Mistakes in the configuration are told by the daemon, which then does not run.
     let config = Config::load(&root, args.config.as_deref()).unwrap_or_default();
     let removable = |name: &str| config.workload(name).identity.remove_token;
-    for reason in bundle::permit(&root, crate::files::group_number(&args.group)?, removable)? {
-        let _ = writeln!(std::io::stderr(), "we-agent: {reason}");
+    let done = bundle::permit(&root, crate::files::group_number(&args.group)?, removable)?;
+    let removed = done.removed.iter().map(|name| format!("the token of {name} has served and was removed"));
+    for line in removed.chain(done.left.iter().map(ToString::to_string)) {
+        let _ = writeln!(std::io::stderr(), "we-agent: {line}");
+    }
+    if is_root_asked(&root) {
+        std::thread::sleep(PACE);
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! From the files of a bundle to a workload, with what is kept of it. On a thread of its own: a bundle that cannot be read,
 //! or never to its end, is its own workload's trouble alone.
 
-use super::{control, token};
+use super::control;
 use crate::{
     bundle::{Bundle, BundleDir, BundleErrors},
     config::WorkloadConfig,
-    files::{Root, is_denied},
+    files::{Root, ask_root, is_denied},
     identity,
     spiffe::SpiffeId,
     status::Identity,
@@ -45,7 +45,7 @@ pub(super) fn read(
             tracing::error!(workload = name, "the bundle cannot be used: {mistake}");
         }
         if dir.files().any(is_denied) {
-            token::ask_for_permission(root);
+            ask_root(root);
         }
     })?;
     let identity = (known != Some(&workload.id)).then(|| {

@@ -1,22 +1,11 @@
 //! Whether we may read a workload's token, and nobody else. Whoever is root mends both (`we-agent permit`).
 
 use crate::{
-    files::{Root, Versions, is_denied},
+    files::{Root, Versions, ask_root, is_denied},
     workload::token::TokenFile,
 };
 use nix::unistd::getegid;
-use std::{
-    fs::{self, File},
-    os::unix::fs::MetadataExt,
-    path::Path,
-};
-
-/// Asks root to let us, and nobody else, read what is in `/etc/we-agent` by now: `we-agent-permit.path` waits for this file. Where nobody
-/// waits, nothing is lost.
-pub(super) fn ask_for_permission(root: &Root) {
-    // Told where it matters: with whatever cannot be read.
-    let _ = File::create(root.path("/run/we-agent/permit"));
-}
+use std::{fs, os::unix::fs::MetadataExt, path::Path};
 
 /// Looks at the token when it is there first, and again whenever it has changed.
 #[derive(Debug)]
@@ -53,7 +42,7 @@ impl TokenLook {
         } else {
             return;
         }
-        ask_for_permission(root);
+        ask_root(root);
     }
 }
 

@@ -1,47 +1,90 @@
-//! Who may read a bundle: root, who copied it, and the group that the agent runs as; nobody else. Done by root before the
-//! agent starts, in directories that the agent's user may be able to write to: nothing is followed, nothing is read.
+//! What root does for the agent in `/etc/we-agent`, before it starts and when it asks: root, who copied a bundle, and the
+//! group that the agent runs as may read it, and nobody else; only root may change it. So a token that has served is removed
+//! here, too. Nothing is followed, and nothing is read but what the agent asks for.
 
 use super::find::{FILES, OURS};
 use crate::{
-    files::{Dir, DirError, Root},
+    files::{Dir, DirError, Removal, Root, asked_removal},
     workload::is_dns_label,
 };
 use nix::errno::Errno;
 use std::path::Path;
 
-/// Gives the five files of each bundle in `/etc/we-agent` to us and `group`, 0640, and their directories, 0750; those of
-/// workloads that are `removable` 0770, for the agent is to remove their token. Gives back what was left alone, with the
-/// reason.
+/// The only file that is ever removed.
+const TOKEN: &str = "istio-token";
+
+/// What was done, besides giving files to the group.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Permitted {
+    /// The workloads whose token was removed.
+    pub removed: Vec<String>,
+    /// What was left alone, with the reason.
+    pub left: Vec<Left>,
+}
+
+/// Why something was left alone.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Left {
+    /// It is not what it should be, or the system refused.
+    #[error(transparent)]
+    Dir(#[from] DirError),
+    /// The agent asks for more than it was given.
+    #[error("the token of {0} stays, for the configuration does not say that it is removed (identity.removeToken)")]
+    NotRemovable(String),
+}
+
+/// Gives the five files of each bundle in `/etc/we-agent` to us and `group`, 0640, and their directories, 0750. Removes the
+/// tokens that the agent asks to have removed, of workloads that are `removable`.
 ///
 /// # Errors
 /// When `/etc/we-agent` cannot be listed or let the group in. That it does not exist is no error.
-pub fn permit(root: &Root, group: u32, removable: impl Fn(&str) -> bool) -> Result<Vec<DirError>, DirError> {
+pub fn permit(root: &Root, group: u32, removable: impl Fn(&str) -> bool) -> Result<Permitted, DirError> {
     let top = match Dir::open(root, Path::new(OURS)) {
-        Err(DirError::Io { errno: Errno::ENOENT, .. }) => return Ok(Vec::new()),
+        Err(DirError::Io { errno: Errno::ENOENT, .. }) => return Ok(Permitted::default()),
         opened => opened?,
     };
     if !top.is_open_to_all()? {
-        top.give_itself(group, false)?;
+        top.give_itself(group)?;
     }
-    let mut left = Vec::new();
+    let mut done = Permitted::default();
     for name in top.names()?.into_iter().filter(|name| is_dns_label(name)) {
         match top.enter(&name) {
-            Ok(dir) => left.extend(bundle(&dir, group, removable(&name))),
+            Ok(dir) => {
+                match remove_token(root, &dir, &name, &removable) {
+                    Ok(true) => done.removed.push(name),
+                    Ok(false) => {}
+                    Err(left) => done.left.push(left),
+                }
+                done.left.extend(give(&dir, group).into_iter().map(Left::from));
+            }
             // A link, or a file, which is none of ours.
             Err(DirError::Io { errno: Errno::ENOTDIR | Errno::ELOOP, path, .. }) => {
-                left.extend(top.target(&name).is_ok().then_some(DirError::NotPlain(path)));
+                done.left.extend(top.target(&name).is_ok().then_some(DirError::NotPlain(path).into()));
             }
-            Err(error) => left.push(error),
+            Err(error) => done.left.push(error.into()),
         }
     }
-    Ok(left)
+    Ok(done)
+}
+
+/// Whether the token in `dir` was removed, because the agent has asked for that one.
+fn remove_token(root: &Root, dir: &Dir, name: &str, removable: impl Fn(&str) -> bool) -> Result<bool, Left> {
+    let Some(served) = asked_removal(root, name)? else { return Ok(false) };
+    if !removable(name) {
+        return Err(Left::NotRemovable(name.to_owned()));
+    }
+    match dir.remove_seen(TOKEN, served)? {
+        Removal::Removed => Ok(true),
+        Removal::Gone | Removal::Another => Ok(false),
+        Removal::Linked => Err(DirError::NotPlain(dir.path().join(TOKEN)).into()),
+    }
 }
 
 /// One directory; one without any of the files is no bundle and stays as it is.
-fn bundle(dir: &Dir, group: u32, write: bool) -> Vec<DirError> {
+fn give(dir: &Dir, group: u32) -> Vec<DirError> {
     let given: Vec<_> = FILES.iter().map(|file| dir.give(file, group)).collect();
     let is_bundle = given.iter().any(|given| !matches!(given, Ok(false)));
-    let itself = is_bundle.then(|| dir.give_itself(group, write));
+    let itself = is_bundle.then(|| dir.give_itself(group));
     given.into_iter().map(|given| given.map(drop)).chain(itself).filter_map(Result::err).collect()
 }
 
@@ -49,6 +92,7 @@ fn bundle(dir: &Dir, group: u32, write: bool) -> Vec<DirError> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::files::{Stamp, ask_no_more, ask_removal};
     use std::{
         fs,
         os::unix::fs::{MetadataExt, PermissionsExt, symlink},
@@ -83,8 +127,15 @@ mod tests {
 
         /// As root does it, or by a user for a group of its own.
         fn permit(&self) -> Vec<String> {
-            let left = permit(&Root::new(self.0.path()), self.group(), |name| name == "orders").unwrap();
-            left.iter().map(|e| e.to_string().replace(&self.path("").display().to_string(), "")).collect()
+            self.answer().left.iter().map(|e| e.to_string().replace(&self.path("").display().to_string(), "")).collect()
+        }
+
+        fn answer(&self) -> Permitted {
+            permit(&self.root(), self.group(), |name| name == "orders").unwrap()
+        }
+
+        fn root(&self) -> Root {
+            Root::new(self.0.path())
         }
 
         fn group(&self) -> u32 {
@@ -114,7 +165,7 @@ mod tests {
                 assert_eq!(fs::metadata(host.path(&path)).unwrap().gid(), host.group());
             }
         }
-        assert_eq!(["", "payments", "orders"].map(|dir| host.mode(dir)), [0o750, 0o750, 0o770]);
+        assert_eq!(["", "payments", "orders"].map(|dir| host.mode(dir)), [0o750; 3]);
         // Nothing but bundles.
         let others = ["payments/notes", "other", "other/secret", "we-agent.yaml", "Bad_Name/istio-token"];
         assert_eq!(others.map(|path| host.mode(path)), [0o604, 0o700, 0o600, 0o644, 0o600]);
@@ -146,6 +197,43 @@ mod tests {
         }
         assert_eq!(["elsewhere/shadow", "elsewhere"].map(|path| host.mode(path)), [0o600, 0o700]);
         assert_eq!(host.mode("payments/cluster.env"), 0o640, "the others are not held up");
-        assert_eq!(permit(&Root::new(host.path("nowhere")), 0, |_| false), Ok(Vec::new()));
+        assert_eq!(permit(&Root::new(host.path("nowhere")), 0, |_| false), Ok(Permitted::default()));
+    }
+
+    #[test]
+    fn the_token_that_was_asked_for_goes_and_nothing_else() {
+        let host = Host::new();
+        for name in ["orders", "payments"] {
+            for file in FILES {
+                host.put(&format!("{name}/{file}"), 0o600);
+            }
+        }
+        let ask = |name: &str| {
+            let stamp = Stamp::of(&host.path(name).join(TOKEN)).unwrap();
+            ask_removal(&host.root(), name, stamp).unwrap();
+        };
+        ask("payments");
+        assert_eq!(host.answer().left, [Left::NotRemovable("payments".to_owned())], "the agent alone wants it");
+        ask_no_more(&host.root(), "payments").unwrap();
+        ask("orders");
+        // Another one has come since.
+        host.put("orders/new", 0o600);
+        fs::rename(host.path("orders/new"), host.path("orders/istio-token")).unwrap();
+        assert_eq!(host.answer(), Permitted::default());
+        ask("orders");
+        // It has a second name, so it would still be there.
+        fs::hard_link(host.path("orders/istio-token"), host.path("copy")).unwrap();
+        assert!(host.permit().iter().all(|told| told.starts_with("orders/istio-token is a link, or")));
+        fs::remove_file(host.path("copy")).unwrap();
+        assert_eq!(host.answer(), Permitted { removed: vec!["orders".to_owned()], left: vec![] });
+        assert_eq!(host.answer(), Permitted::default(), "once");
+        let left = |name: &str| FILES.map(|file| host.path(name).join(file).exists());
+        assert_eq!((left("orders"), left("payments")), (FILES.map(|file| file != TOKEN), [true; 5]));
+        // A link in its place leads nowhere.
+        fs::rename(host.path("orders"), host.path("moved")).unwrap();
+        symlink(host.path("payments"), host.path("orders")).unwrap();
+        let stamp = Stamp::of(&host.path("payments/istio-token")).unwrap();
+        ask_removal(&host.root(), "orders", stamp).unwrap();
+        assert_eq!(host.answer().removed, Vec::<String>::new());
     }
 }

@@ -1,6 +1,7 @@
 //! Noticing that a file was replaced.
 
 use nix::sys::stat::FileStat;
+use serde::{Deserialize, Serialize};
 use std::{
     fs,
     os::unix::fs::MetadataExt,
@@ -10,7 +11,7 @@ use std::{
 
 /// What tells one version of a file from another. The time is that of the last change of content, owner or mode: a file
 /// that we may read by now is news, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     inode: u64,
     size: u64,

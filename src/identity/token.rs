@@ -1,12 +1,13 @@
 //! The token, once it has served. With `identity.removeToken` it is removed, so that nobody finds it later: when the
 //! certificate that it was exchanged for is durable, and the control plane has accepted it once in a handshake (one that
-//! refuses what it issues would lock us out). What cannot be removed safely stays, and that is told.
+//! refuses what it issues would lock us out). Where the directory is root's, as in the package, root is asked to do it. What
+//! cannot be removed safely stays, and that is told.
 
 use super::{Facts, Wanted};
 use crate::{
     aside::aside,
     control::{self, ControlPlane},
-    files::{Dir, DirError, MAX_FILE, Removal, Stamp, Versions, read_text},
+    files::{Dir, DirError, MAX_FILE, Removal, Stamp, Versions, ask_no_more, ask_removal, read_text},
     spiffe::X509Context,
     status::{self, Token},
     time::{Backoff, Clock},
@@ -17,11 +18,13 @@ use std::{
     sync::Arc,
     time::{Duration, SystemTime},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tracing::{info, warn};
 
 /// From one attempt to remove what could not be removed to the next, besides those at a change of the file.
 const AGAIN: Duration = Duration::from_secs(30);
+/// Root has removed by then what it was asked to.
+const ANSWERED: Duration = Duration::from_secs(5);
 
 /// Why a token that has served is still there.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,10 @@ enum Stays {
     Unproven(control::Error),
     #[error("{0}; {1}")]
     Denied(DirError, &'static str),
+    #[error(
+        "root was asked to remove it and has not: journalctl -u we-agent-permit says why; \"we-agent permit\", run as root, does it"
+    )]
+    Asked,
     #[error(transparent)]
     Dir(#[from] DirError),
 }
@@ -57,7 +64,7 @@ pub(super) async fn run<C: ControlPlane>(
         return;
     }
     let (mut identity, mut durable) = (facts.identity.subscribe(), facts.durable.subscribe());
-    let mut removal = TokenRemoval { served: None, accepted: None };
+    let mut removal = TokenRemoval::default();
     let mut backoff = Backoff::new(Duration::from_millis(500), AGAIN);
     loop {
         let current = identity.borrow_and_update().valid(clock.now()).cloned();
@@ -67,7 +74,7 @@ pub(super) async fn run<C: ControlPlane>(
             Some(certificate) => match removal.settle(control, wanted, &certificate, clock.now()).await {
                 Ok(()) => {
                     backoff.reset();
-                    (present(&wanted.token), AGAIN)
+                    (present(&wanted.token), if removal.asked.is_some() { ANSWERED } else { AGAIN })
                 }
                 Err(cause @ Stays::Unproven(_)) => (Token::Stays { cause: cause.to_string() }, backoff.next_wait()),
                 Err(cause) => (Token::Stays { cause: cause.to_string() }, AGAIN),
@@ -96,14 +103,24 @@ fn present(token: &TokenFile) -> Token {
 }
 
 /// What is to be removed.
+#[derive(Default)]
 struct TokenRemoval {
     /// The token that has served, until it is gone.
     served: Option<Stamp>,
     /// Serial of the certificate that the control plane has accepted.
     accepted: Option<String>,
+    /// What root was asked to remove, and has not yet, and since when.
+    asked: Option<(Stamp, Instant)>,
 }
 
 impl TokenRemoval {
+    /// Whether root, who is asked to remove it, may still do so.
+    fn waits_for_root(&mut self, served: Stamp) -> bool {
+        let asked = self.asked.filter(|(stamp, _)| *stamp == served).unwrap_or((served, Instant::now()));
+        self.asked = Some(asked);
+        asked.1.elapsed() < ANSWERED
+    }
+
     /// Removes the token, beside a durable certificate, when it has served or has expired. (One that has come but was not
     /// needed is the next one.) What cannot be removed stays to be removed.
     async fn settle<C: ControlPlane>(
@@ -134,11 +151,13 @@ impl TokenRemoval {
             Ok(Removal::Linked) => Err(Stays::Linked(file)),
             Ok(removed) => {
                 self.served = None;
-                if removed == Removal::Gone && stamp.is_some() {
+                if self.asked.take().is_some_and(|(stamp, _)| stamp == served) || removed == Removal::Removed {
                     info!("the token has served and was removed");
                 }
                 Ok(())
             }
+            // Told when root has had its time.
+            Err(Stays::Asked) if self.waits_for_root(served) => Ok(()),
             Err(cause) => Err(cause),
         }
     }
@@ -150,10 +169,21 @@ fn remove(wanted: &Wanted, stamp: Stamp) -> Result<Removal, Stays> {
     let (Some(dir), Some(name)) = (dir, file.file_name().and_then(|name| name.to_str())) else {
         return Ok(Removal::Linked);
     };
-    Dir::open(&wanted.root, &dir).and_then(|dir| dir.remove_seen(name, stamp)).map_err(|error| match error.kind() {
-        "denied" => Stays::Denied(error, wanted.token.remedy()),
-        _ => Stays::Dir(error),
-    })
+    let removed = Dir::open(&wanted.root, &dir).and_then(|dir| dir.remove_seen(name, stamp));
+    // Of a bundle that root has copied.
+    let workload = dir.strip_prefix("/etc/we-agent").ok().and_then(Path::to_str);
+    match (removed, workload) {
+        (Err(error), Some(workload)) if matches!(error.kind(), "denied" | "read_only") => {
+            ask_removal(&wanted.root, workload, stamp)?;
+            Err(Stays::Asked)
+        }
+        (Err(error), None) if error.kind() == "denied" => Err(Stays::Denied(error, wanted.token.remedy())),
+        (Ok(Removal::Gone), Some(workload)) => {
+            let _ = ask_no_more(&wanted.root, workload);
+            Ok(Removal::Gone)
+        }
+        (removed, _) => Ok(removed?),
+    }
 }
 
 fn has_expired(file: &Path, now: SystemTime) -> bool {
@@ -238,7 +268,7 @@ mod tests {
         /// After a certificate was issued for the token, or not for it.
         async fn settle(&self, used: bool, now: u64) -> Token {
             let served = used.then(|| Stamp::of(self.1.token.current())).flatten();
-            self.settle_after(&mut TokenRemoval { served, accepted: None }, now).await
+            self.settle_after(&mut TokenRemoval { served, ..TokenRemoval::default() }, now).await
         }
 
         async fn settle_after(&self, removal: &mut TokenRemoval, now: u64) -> Token {
@@ -275,7 +305,7 @@ mod tests {
         let beside = host.0.path().join("new");
         fs::write(&beside, token()).unwrap();
         fs::rename(beside, host.file()).unwrap();
-        let mut removal = TokenRemoval { served: before, accepted: None };
+        let mut removal = TokenRemoval { served: before, ..TokenRemoval::default() };
         for _ in 0..2 {
             let token = host.settle_after(&mut removal, 1).await;
             assert_eq!((token, host.file().exists()), (Token::Kept, true), "it never becomes that one");
@@ -287,7 +317,7 @@ mod tests {
         let host = Host::new();
         let dir = host.file().parent().unwrap();
         let mode = |path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
-        let mut removal = TokenRemoval { served: Stamp::of(host.file()), accepted: None };
+        let mut removal = TokenRemoval { served: Stamp::of(host.file()), ..TokenRemoval::default() };
         mode(dir, 0o777);
         for _ in 0..2 {
             let token = host.settle_after(&mut removal, 1).await;
@@ -303,7 +333,7 @@ mod tests {
     async fn a_token_outlives_its_certificate_until_that_is_accepted() {
         let host = Host::new();
         let certificate = certificate(&host.1.id);
-        let mut removal = TokenRemoval { served: Stamp::of(host.file()), accepted: None };
+        let mut removal = TokenRemoval { served: Stamp::of(host.file()), ..TokenRemoval::default() };
         let refused = removal.settle(&Accepting(false), &host.1, &certificate, at(2000)).await;
         assert!(matches!(refused, Err(Stays::Unproven(_))) && host.file().exists());
         let accepted = removal.settle(&Accepting(true), &host.1, &certificate, at(1)).await;

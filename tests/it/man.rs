@@ -25,7 +25,7 @@ key.pem, cert\-chain.pem and root\-cert.pem, always of one generation.
 Where "we\-agent status" asks.
 .TP
 /run/we\-agent/permit
-Made by the daemon when there is something in /etc/we\-agent that it may not read, or that others may; removed by we\-agent\-permit.service, which runs "we\-agent permit".
+Made by the daemon when there is something in /etc/we\-agent that it may not read, or that others may, and when a token is to be removed (/run/we\-agent/remove.d); removed by we\-agent\-permit.service, which runs "we\-agent permit".
 .TP
 /var/lib/we\-agent/\fIworkload\fR/
 The last certificate, so that a restart needs no control plane.

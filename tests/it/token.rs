@@ -12,7 +12,10 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
     time::Duration,
 };
-use we_agent::status::{IdentityState, TokenState, WorkloadReport};
+use we_agent::{
+    files::{Root, Stamp, ask_removal},
+    status::{IdentityState, TokenState, WorkloadReport},
+};
 use we_lab::{Fault, Lab};
 
 fn host(lab: &Lab) -> Host {
@@ -121,10 +124,16 @@ async fn permit_is_for_the_group_of_the_agent() {
     };
     let us = nix::unistd::geteuid().as_raw();
     assert_eq!(run(&group_name, &["--config", other.to_str().unwrap()]).await, (Some(0), String::new()));
-    assert_eq!(facts("/etc/we-agent/payments"), (0o750, us, group), "that file removes no token");
-    assert_eq!(run(&group_name, &[]).await, (Some(0), String::new()));
     assert_eq!(facts(TOKEN), (0o640, us, group));
-    assert_eq!(facts("/etc/we-agent/payments"), (0o770, us, group), "its token is to be removed");
+    assert_eq!(facts("/etc/we-agent/payments"), (0o750, us, group));
+    // The agent asks for its removal, which that configuration does not allow, and that of the host does.
+    let stamp = Stamp::of(&host.path(TOKEN)).unwrap();
+    ask_removal(&Root::new(host.path("/")), "payments", stamp).unwrap();
+    let (code, said) = run(&group_name, &["--config", other.to_str().unwrap()]).await;
+    assert!(code == Some(0) && said.contains("the token of payments stays, for the configuration"), "{said}");
+    let (code, said) = run(&group_name, &[]).await;
+    assert!(code == Some(0) && said.contains("the token of payments has served and was removed"), "{said}");
+    assert!(!host.path(TOKEN).exists() && host.path("/etc/we-agent/payments/root-cert.pem").exists());
 }
 
 /// A token that istiod refuses is here: what is wrong with it is said, and only that.

@@ -13,7 +13,9 @@ use nix::{
 /// What became of a file that was to be removed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// It is gone, as it was before if there was none.
+    /// It was removed.
+    Removed,
+    /// There was none.
     Gone,
     /// It is another one by now.
     Another,
@@ -46,7 +48,7 @@ impl Dir {
         }
         unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir).map_err(failed)?;
         self.sync()?;
-        Ok(Removal::Gone)
+        Ok(Removal::Removed)
     }
 
     /// Gives a plain file to us and `group`, mode 0640; whether there is one.
@@ -71,14 +73,13 @@ impl Dir {
         Ok(true)
     }
 
-    /// Gives the directory itself to us and `group`, mode 0750; if `write` is set 0770, so that the group can remove a file.
+    /// Gives the directory itself to us and `group`, mode 0750.
     ///
     /// # Errors
     /// When the system refuses.
-    pub fn give_itself(&self, group: u32, write: bool) -> Result<(), DirError> {
+    pub fn give_itself(&self, group: u32) -> Result<(), DirError> {
         let access = Access::shared(group);
-        let mode = access.dir() | if write { Mode::S_IWGRP } else { Mode::empty() };
-        access.grant(&self.fd, mode, &self.path)
+        access.grant(&self.fd, access.dir(), &self.path)
     }
 
     /// Whether everybody may list it and look at what is in it.

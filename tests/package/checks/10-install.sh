@@ -39,6 +39,8 @@ if systemd_is 250; then
         done'
     ok 'exposure of the running configuration is at most 1.2' inside '
         systemd-analyze security --threshold=12 --no-pager we-agent.service | tail -1; test "${PIPESTATUS[0]}" = 0'
+    ok 'and that of what root does for it at most 1.4' inside '
+        systemd-analyze security --threshold=14 --no-pager we-agent-permit.service | tail -1; test "${PIPESTATUS[0]}" = 0'
 else
     skip 'systemd-analyze verify and security' "systemd $systemd has no --recursive-errors and --threshold"
 fi

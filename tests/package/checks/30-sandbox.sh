@@ -32,6 +32,7 @@ done <<<"$sandbox"
 ok 'the running agent has no capability, no new privileges, and a filter' inside '
     cd /proc/$(p MainPID) && ! grep -E "^Cap(Inh|Prm|Eff|Bnd|Amb):" status | grep -v 0000000000000000 &&
         grep "^NoNewPrivs:.1" status && grep "^Seccomp:.2" status && test "$(stat -c %U .)" = we-agent'
+ok 'no command of its unit is run outside of all that' inside '! systemctl cat we-agent | grep -E "^Exec[A-Za-z]*=[-:@]*[+!]"'
 ok 'others do not reach the socket' inside '
     ! connects nobody /run/we-agent/payments/agent.sock && connects root /run/we-agent/payments/agent.sock'
 ok 'nobody reads the state' inside '

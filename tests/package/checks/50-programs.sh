@@ -24,6 +24,15 @@ ok 'we-agent status says that it was' inside 'within 15 eval "we-agent status --
 ok 'a reload that fails is told at once' inside '
     systemctl stop server && rotates && within 5 eval "we-agent status --json | grep -q \"the reload of server.service failed\""'
 ok 'and when the unit runs it has the newest certificate' inside 'systemctl start server && within 20 newest'
+# Each of many workloads may ask at once; what ended for good would never be heard again.
+ok 'who asks forty times is answered at a pace' inside '
+    reloads() { journalctl --quiet --unit=we-agent-reload@server.service.service --output=cat | grep -c ^Starting; }
+    before=$(reloads) SECONDS=0
+    for number in $(seq 40); do runuser -u we-agent -- sh -c "echo $((1000 + number)) >/run/we-agent/reload.d/server.service"; done
+    within 20 test ! -e /run/we-agent/reload.d/server.service && journalctl --sync
+    echo "# $(($(reloads) - before)) reloads in $SECONDS s"; test $(($(reloads) - before)) -le $((SECONDS + 2)) &&
+        systemctl --quiet is-active we-agent-reload@server.service.path'
+ok 'and whoever asks afterwards, too' inside 'rotates && within 15 newest'
 ok 'no request is left behind' inside 'within 15 eval "! ls /run/we-agent/reload.d/* | grep -vE \"\\.(done|ended)\$\""'
 
 # ---- PostgreSQL by the words of the README: a unit that it waits for gives it a copy. There is no PostgreSQL here, and daemon
@@ -66,6 +75,8 @@ test -e /tmp/batch-is-well
 END
     printf "#!/bin/sh\necho \"\$(id -un) \$(wc -c </run/we-agent/payments/cert-chain.pem)\" >>/var/tmp/hook\n" >/usr/local/bin/hook
     chmod 755 /usr/local/bin/batch-probe /usr/local/bin/hook; touch /tmp/batch-is-well'
+# Nobody answers the agent for a while.
+arrange 'systemctl mask --runtime --now we-agent-permit.path'
 settings 'workloads:' '  batch: {health: {allowExec: true}, identity: {removeToken: true}}' \
     '  payments: {socket: {allow: [{user: consumer}]}, hooks: [{unit: server.service}, {command: [/usr/local/bin/hook]}]}'
 arrange 'systemctl restart we-agent'
@@ -79,3 +90,8 @@ arrange 'rm /tmp/batch-is-well'
 ok 'and the other one, too' count 1 '"entry":"vms/batch-.*"event":"health","healthy":false' "$out/events"
 ok 'the command of a hook is run by that user' inside 'rotates && within 15 grep -q "^we-agent-exec" /var/tmp/hook'
 ok 'nobody else may have a command run' inside '! connects nobody /run/we-agent-exec.sock && connects we-agent /run/we-agent-exec.sock'
+ok 'and none is run as the user of the agent' inside '
+    dir=/run/systemd/system/we-agent-exec@.service.d; mkdir $dir; printf "[Service]\nUser=we-agent\n" >$dir/user.conf; systemctl daemon-reload
+    runuser -u we-agent -- perl -MIO::Socket::UNIX -e "my \$s = IO::Socket::UNIX->new(Peer => q(/run/we-agent-exec.sock)) or die;
+        print \$s qq({\"command\":[\"true\"],\"deadline\":9000}\n); print scalar <\$s>" | tee /root/told
+    rm -r $dir; systemctl daemon-reload; grep "not run as the user that asks" /root/told'

@@ -1,9 +1,28 @@
 # Tokens and bundles: who can read them, where else they can come from, and how long they stay.
 # shellcheck shell=bash disable=SC2154,SC2016
 
-# It served before root had let the agent remove it.
+ok 'a token that has served stays while root does not answer, which is told' inside '
+    within 20 eval "we-agent status --json | grep -q \"root was asked to remove it\"" && test -e /etc/we-agent/batch/istio-token'
+arrange 'systemctl unmask --runtime we-agent-permit.path && systemctl start we-agent-permit.path'
 ok 'a token is removed when it has served, where that is configured' inside '
-    within 45 eval "! test -e /etc/we-agent/batch/istio-token" && test -e /etc/we-agent/payments/istio-token'
+    within 20 eval "! test -e /etc/we-agent/batch/istio-token" && test -e /etc/we-agent/payments/istio-token'
+ok 'by root, and both say so' inside '
+    within 20 eval "we-agent status --json | grep -q \"\\\"state\\\": *\\\"removed\\\"\"" &&
+        journalctl --quiet --unit=we-agent-permit --output=cat | grep "the token of batch has served and was removed"'
+ok 'the agent itself can change nothing there' inside '
+    test "$(stat -c "%U:%G %a" /etc/we-agent/batch)" = "root:we-agent 750"
+    ! runuser -u we-agent -- sh -c "mv /etc/we-agent/batch/root-cert.pem /etc/we-agent/batch/other || echo x >/etc/we-agent/batch/root-cert.pem"'
+ok 'nor have root do it, where that is not configured' inside '
+    token=/etc/we-agent/payments/istio-token
+    printf "{\"inode\":%d,\"size\":%d,\"written\":[%d,%d],\"changed\":[0,0]}" $(stat -c "%i %s %Y" $token) $((10#$(date -r $token +%N))) |
+        runuser -u we-agent -- tee /run/we-agent/remove.d/payments && runuser -u we-agent -- touch /run/we-agent/permit
+    told() { journalctl --quiet --unit=we-agent-permit --output=cat | grep "the token of payments stays"; }
+    within 20 told && test -e $token && rm /run/we-agent/remove.d/payments'
+ok 'a request that cannot be taken away is no storm, and not the end' inside '
+    answers() { journalctl --quiet --unit=we-agent-permit --output=cat | grep -c ^Starting; }
+    runuser -u we-agent -- mkdir -p /run/we-agent/permit/x; before=$(answers) SECONDS=0; sleep 4
+    echo "# $(($(answers) - before)) answers in $SECONDS s"; test $(($(answers) - before)) -le $((SECONDS + 1)) &&
+        rm -r /run/we-agent/permit && within 5 systemctl --quiet is-active we-agent-permit.path'
 ok 'and the workload goes on without' inside 'within 20 eval "we-agent status --json | grep -c \"\\\"registered\\\"\" | grep -qx 2"'
 
 # credentials DIRECTIVE DIR PREFIX: one line for each file of a bundle.
