@@ -3,7 +3,8 @@
 set -e
 case $1 in
 remove | 0)
-    rm -rf /run/we-agent
+    rm -rf /run/we-agent /run/we-agent-sockets
+    rmdir --ignore-fail-on-non-empty /etc/we-agent || true
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload
     fi

@@ -1,15 +1,25 @@
 #!/bin/sh
 # Debian says remove or upgrade, rpm how many versions will be left. An upgrade stops nothing.
-set -e
+set -ef
+# By name: units of others may begin like ours. Of a template, all its instances.
+units='we-agent-permit.path we-agent-reload@*.path we-agent-exec.socket we-agent-socket@*.socket we-agent.service
+    we-agent-exec@*.service we-agent-online.service we-agent-permit.service we-agent-reload@*.service'
+
+# As in postinstall.sh.
+allowed() {
+    [ ! -x /usr/sbin/policy-rc.d ] || /usr/sbin/policy-rc.d we-agent.service "$1" || [ $? -ne 101 ]
+}
+
 case $1 in
 remove | 0)
-    if [ -d /run/systemd/system ]; then
-        systemctl stop 'we-agent*.path' 'we-agent*.socket' 'we-agent*.service'
+    if [ -d /run/systemd/system ] && allowed stop; then
+        systemctl stop $units
     fi
-    # Also without a running systemd, as in the making of an image; of a template, all its instances.
-    cd /usr/lib/systemd/system
-    systemctl --no-reload --quiet disable we-agent* || true
+    # Also without a running systemd, as in the making of an image.
+    systemctl --no-reload --quiet disable $(echo "$units" | tr -d '*') || true
     # A unit that is masked it passes over.
-    rm -f /etc/systemd/system/*.wants/we-agent*
+    for unit in $units; do
+        find /etc/systemd/system -mindepth 2 -maxdepth 2 -path "*.wants/$unit" -delete
+    done
     ;;
 esac
