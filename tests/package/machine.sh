@@ -5,6 +5,7 @@
 #   machine.sh in NAME COMMAND...     run as root inside; input, output and exit status are the command's
 #   machine.sh beside NAME COMMAND... run a program of this host in the machine's network, outside of the machine
 #   machine.sh push NAME FILE... DIR  copy into it
+#   machine.sh limit NAME UNIT TREE   put the processes that a unit has now into a control group of this host's, and say where
 #   machine.sh reboot NAME            reboot it: files stay, /run does not
 #   machine.sh cut NAME               the same, but by pulling the plug
 #   machine.sh down NAME [DIR]        power it off; its journal and console go to DIR
@@ -49,6 +50,14 @@ groups() {
     done </proc/self/cgroup
 }
 
+# Where a control group can be that limits something: a machine has none of its own, as systemd there knows version 2 only, in
+# which this host has neither memory nor tasks. So the limit is one of version 1.
+limits() {
+    local mount
+    mount=$(findmnt --first-only --noheadings --output TARGET --types cgroup --options "$1") || return 1
+    echo "$mount/we-agent-$name"
+}
+
 # The machine's PID 1, as its number is here. Another one after each boot.
 leader() {
     local group pid
@@ -56,6 +65,12 @@ leader() {
         if read -r pid 2>/dev/null <"$group/payload/init.scope/cgroup.procs"; then echo "$pid"; return; fi
     done < <(cat "$state/groups" 2>/dev/null)
     return 1
+}
+
+# The processes of a unit of the machine, as their numbers are here.
+processes() {
+    local group
+    while read -r group; do cat "$group/payload/system.slice/$1/cgroup.procs" 2>/dev/null || :; done <"$state/groups"
 }
 
 enter() {
@@ -113,7 +128,7 @@ sweep() {
     local group
     while read -r group; do
         [[ ! -d $group ]] || find "$group" -depth -type d -exec rmdir {} + || :
-    done <"$state/groups"
+    done < <(cat "$state/groups" "$state/limits" 2>/dev/null)
 }
 
 # The first process of the pid namespace.
@@ -165,6 +180,13 @@ main() { # read whole before it runs, so that an edit does not disturb it
                 mode=$(stat -c %a "$file")
                 enter install -m "$mode" /dev/stdin "${*: -1}/${file##*/}" <"$file"
             done
+            ;;
+        limit)
+            group=$(limits "$2") || die "this host has no control groups of version 1 for $2"
+            mkdir -p "$group"
+            echo "$group" >>"$state/limits"
+            processes "$1" | while read -r pid; do echo "$pid" >"$group/cgroup.procs"; done
+            echo "$group"
             ;;
         reboot | cut)
             before=$(leader)
