@@ -8,7 +8,7 @@ mod foreign;
 mod root;
 mod watch;
 
-pub use access::{Access, Grant, group_number};
+pub use access::{Access, Grant, group_number, group_number_aside};
 pub use ask::{ask_no_more, ask_removal, ask_root, asked_removal, is_root_asked};
 pub(crate) use dir::beside;
 pub use dir::{Dir, DirError, Removal, SocketId};

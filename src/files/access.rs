@@ -1,12 +1,29 @@
 //! Who may read what is written: as configured, by name, and as the system knows it, by number.
 
 use super::DirError;
+use crate::aside::Questions;
 use nix::{
     errno::Errno,
     sys::stat::{FileStat, Mode, fchmod, fstat},
     unistd::{Gid, Group, Uid, User, fchown, getegid, geteuid},
 };
-use std::{os::fd::OwnedFd, path::Path};
+use std::{
+    collections::BTreeMap,
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{LazyLock, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::time::timeout;
+
+/// How long the name service may take.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the name service is being asked.
+static ASKED: LazyLock<Questions<Result<u32, DirError>>> = LazyLock::new(Questions::default);
+
+/// What names meant when it answered last.
+static KNOWN: Mutex<BTreeMap<String, u32>> = Mutex::new(BTreeMap::new());
 
 /// Owner, group and mode of an output as they are configured. Names stay names until something is written: an account
 /// may come later than we do, from a directory service say, or change its number.
@@ -32,13 +49,29 @@ impl Grant {
     /// # Errors
     /// When there is no such user or group, or the name service fails.
     pub fn resolve(&self) -> Result<Access, DirError> {
-        let user = |name: &str| User::from_name(name).map(|user| user.map(|user| user.uid.as_raw()));
         let gid = match &self.group {
             Some(name) => Some(group_number(name)?),
             None => (self.mode & 0o060 != 0).then(|| getegid().as_raw()),
         };
-        let uid = self.owner.as_ref().map(|name| number("user", name, user)).transpose()?;
+        let uid = self.owner.as_ref().map(|name| number("user", name, uid_of)).transpose()?;
         Ok(Access { owner: uid, group: gid, mode: self.mode })
+    }
+
+    /// The same by number, so that [`Grant::resolve`] asks nobody. While the name service hangs, a name means what it meant
+    /// last.
+    ///
+    /// # Errors
+    /// As [`Grant::resolve`], and when there is no answer for a name that was never known.
+    pub async fn by_number(&self) -> Result<Self, DirError> {
+        let owner = match &self.owner {
+            Some(name) => Some(number_aside("user", name, uid_of).await?.to_string()),
+            None => None,
+        };
+        let group = match &self.group {
+            Some(name) => Some(group_number_aside(name).await?.to_string()),
+            None => None,
+        };
+        Ok(Self { owner, group, mode: self.mode })
     }
 }
 
@@ -47,7 +80,44 @@ impl Grant {
 /// # Errors
 /// When there is no such group, or the name service fails.
 pub fn group_number(name: &str) -> Result<u32, DirError> {
-    number("group", name, |name| Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw())))
+    number("group", name, gid_of)
+}
+
+/// As [`group_number`], for the event loop: aside and bounded, and what the name meant last while the name service hangs.
+///
+/// # Errors
+/// As [`group_number`].
+pub async fn group_number_aside(name: &str) -> Result<u32, DirError> {
+    number_aside("group", name, gid_of).await
+}
+
+fn uid_of(name: &str) -> Result<Option<u32>, Errno> {
+    Ok(User::from_name(name)?.map(|user| user.uid.as_raw()))
+}
+
+fn gid_of(name: &str) -> Result<Option<u32>, Errno> {
+    Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()))
+}
+
+async fn number_aside(
+    kind: &'static str,
+    name: &str,
+    look_up: impl FnOnce(&str) -> Result<Option<u32>, Errno> + Send + 'static,
+) -> Result<u32, DirError> {
+    if let Ok(number) = name.parse() {
+        return Ok(number);
+    }
+    let (question, asked) = (format!("{kind} {name}"), name.to_owned());
+    let answer = timeout(PATIENCE, ASKED.ask(&question, move || number(kind, &asked, look_up))).await;
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    match answer {
+        Ok(answer) => answer.inspect(|number| _ = known.insert(question, *number)),
+        Err(_) => known.get(&question).copied().ok_or_else(|| DirError::NameService {
+            kind,
+            name: name.to_owned(),
+            errno: Errno::ETIMEDOUT,
+        }),
+    }
 }
 
 fn number(
@@ -154,6 +224,23 @@ mod tests {
         assert_eq!(said.kind(), "name_service");
         assert!(said.to_string().starts_with("cannot look up the group envoy: "), "{said}");
         assert!(said.to_string().ends_with("see whether the name service works (getent group envoy)"), "{said}");
+    }
+
+    #[tokio::test]
+    async fn while_the_name_service_hangs_a_name_means_what_it_meant_last() {
+        let (known, new) = ("known-before-it-hung", "never-known");
+        assert_eq!(number_aside("group", known, |_| Ok(Some(7))).await, Ok(7));
+        let (release, hangs) = std::sync::mpsc::channel::<()>();
+        let slow = move |_: &str| hangs.recv().map_or(Ok(Some(8)), |()| Ok(None));
+        assert_eq!(number_aside("group", known, slow).await, Ok(7));
+        // Nothing is asked that is being asked; other names are.
+        assert_eq!(number_aside("group", known, |_| Ok(Some(9))).await, Ok(7));
+        let (_never, hangs) = std::sync::mpsc::channel::<()>();
+        let refused =
+            number_aside("group", new, move |_| hangs.recv_timeout(PATIENCE * 2).map_or(Ok(None), |()| Ok(None)));
+        assert_eq!(refused.await.unwrap_err().kind(), "name_service");
+        drop(release);
+        assert_eq!(number_aside("group", known, |_| Ok(Some(8))).await, Ok(8));
     }
 
     #[test]

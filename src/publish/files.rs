@@ -40,7 +40,7 @@ const MAX_FILE: usize = 1 << 20;
 /// How often all is looked at although nothing has changed: old generations go.
 const REVIEW: Duration = Duration::from_secs(600);
 
-/// How long anybody waits for the disk, or for the name service that knows owner and group. What it was asked for goes on aside.
+/// How long anybody waits for the disk. What it was asked for goes on aside.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What is written, and how it is laid out in its directory.
@@ -115,8 +115,8 @@ pub enum FilesError {
         /// What is wrong with it, and the fix.
         why: String,
     },
-    /// The disk, or the name service that was asked for owner or group, does not answer.
-    #[error("{} was not written within {}s: see what its disk, or the name service, waits for", .0.display(), PATIENCE.as_secs())]
+    /// The disk does not answer.
+    #[error("{} was not written within {}s: see what its disk waits for", .0.display(), PATIENCE.as_secs())]
     Slow(PathBuf),
     /// It cannot be put into PKCS#12.
     #[error("cannot write PKCS#12: {0}; configure another format and report this")]
@@ -277,7 +277,8 @@ async fn touched(files: &Files, written: &mut Option<Versions>, looks: &mut watc
 }
 
 async fn publish(files: &Files, context: &Arc<X509Context>, now: SystemTime) -> Result<Outcome, FilesError> {
-    let (place, files, context) = (files.place(), files.clone(), Arc::clone(context));
+    let grant = files.grant.by_number().await?;
+    let (place, files, context) = (files.place(), Files { grant, ..files.clone() }, Arc::clone(context));
     let written = within(PATIENCE, &place, move || files.publish(&context, now)).await;
     written.unwrap_or(Err(FilesError::Slow(place)))
 }

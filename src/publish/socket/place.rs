@@ -1,7 +1,7 @@
 //! Where the socket is: finding the place, making a socket there, and giving it to its group. All of it may block.
 
 use crate::{
-    files::{Dir, DirError, Root, SocketId, group_number},
+    files::{Dir, DirError, Root, SocketId, group_number_aside},
     host::Account,
     systemd::{Listeners, listen},
 };
@@ -155,8 +155,8 @@ impl Site {
     }
 
     /// Puts a new socket there.
-    pub(super) fn listen(&self) -> Result<Done, PlaceError> {
-        let (group, dir) = (self.group()?, self.dir()?);
+    pub(super) fn listen(&self, group: Option<u32>) -> Result<Done, PlaceError> {
+        let dir = self.dir()?;
         if !self.own && dir.is_served(&self.name) {
             return Err(PlaceError::Served(self.path()));
         }
@@ -164,8 +164,8 @@ impl Site {
     }
 
     /// Gives the socket of the process before us to the group that is configured now.
-    pub(super) fn restore(&self) -> Result<Done, PlaceError> {
-        let (group, dir) = (self.group()?, self.dir()?);
+    pub(super) fn restore(&self, group: Option<u32>) -> Result<Done, PlaceError> {
+        let dir = self.dir()?;
         if !dir.has_own_socket(&self.name)? {
             return Ok(Done::Lost);
         }
@@ -187,11 +187,12 @@ impl Site {
         DirError::Io { doing: "listen on", path: self.path(), errno }.into()
     }
 
-    fn group(&self) -> Result<Option<u32>, DirError> {
+    /// The number of its group.
+    pub(super) async fn group(&self) -> Result<Option<u32>, DirError> {
         match &self.group {
             None => Ok(None),
             Some(Account::Id(gid)) => Ok(Some(*gid)),
-            Some(Account::Name(name)) => group_number(name).map(Some),
+            Some(Account::Name(name)) => group_number_aside(name).await.map(Some),
         }
     }
 

@@ -172,9 +172,11 @@ impl Work {
                 Self::Rest => pending().await,
                 Self::Due(at) => {
                     sleep_until(*at).await;
-                    let (place, site) = (site.path(), site.clone());
-                    let work = move || if kept { site.restore() } else { site.listen() };
-                    *self = Self::Busy(tokio::spawn(aside(place, work)));
+                    let site = site.clone();
+                    *self = Self::Busy(tokio::spawn(async move {
+                        let group = site.group().await?;
+                        aside(site.path(), move || if kept { site.restore(group) } else { site.listen(group) }).await
+                    }));
                 }
                 Self::Busy(task) => {
                     let done = task.await;
