@@ -20,7 +20,7 @@ pub use filter::LogFilter;
 
 use journal::Journal;
 use queue::Queue;
-use record::{Fields, Record, Same};
+use record::{Fields, Record};
 use sink::{Form, Sink};
 use std::{
     hash::{DefaultHasher, Hash, Hasher},
@@ -145,10 +145,21 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Output {
     }
 
     fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
-        if self.filter.asks_for(event.metadata()) {
-            self.log.queue.put(record(event, &context));
+        let (line, Log { throttle, queue }) = (event.metadata(), self.log);
+        let record = || record(event, &context);
+        if self.filter.asks_for(line) {
+            return queue.put(record());
+        }
+        let mut hasher = DefaultHasher::new();
+        line.callsite().hash(&mut hasher);
+        let site = hasher.finish();
+        if filter::is_ours(line.target()) {
+            let record = record();
+            record.hash_words(&mut hasher);
+            throttle.put(Key { site, line: hasher.finish() }, || record, queue);
         } else {
-            self.log.throttle.put(key(event, &context), || record(event, &context), &self.log.queue);
+            // Only its place counts: what it says is what others make it say.
+            throttle.put(Key { site, line: site }, record, queue);
         }
     }
 }
@@ -163,20 +174,6 @@ fn record<S: Subscriber + for<'a> LookupSpan<'a>>(event: &Event<'_>, context: &C
     let mut own = Fields::default();
     event.record(&mut own);
     Record::new(event.metadata(), SystemTime::now(), own, inherited)
-}
-
-/// Of a line of a library only its place counts: what it says is what others make it say.
-fn key<S: Subscriber + for<'a> LookupSpan<'a>>(event: &Event<'_>, context: &Context<'_, S>) -> Key {
-    let mut hasher = DefaultHasher::new();
-    event.metadata().callsite().hash(&mut hasher);
-    let site = hasher.finish();
-    if filter::is_ours(event.metadata().target()) {
-        event.record(&mut Same(&mut hasher));
-        for span in context.event_scope(event).into_iter().flatten() {
-            span.extensions().get::<Fields>().hash(&mut hasher);
-        }
-    }
-    Key { site, line: hasher.finish() }
 }
 
 /// The syslog severity of a level.

@@ -40,7 +40,7 @@ struct Period {
 struct Seen {
     times: u64,
     /// The first that was left out.
-    kept: Option<Record>,
+    kept: Option<Box<Record>>,
 }
 
 impl Throttle {
@@ -89,7 +89,7 @@ impl Period {
         if seen.times <= OFTEN {
             return Some(record());
         }
-        seen.kept.get_or_insert_with(record);
+        seen.kept.get_or_insert_with(|| Box::new(record()));
         None
     }
 
