@@ -23,7 +23,6 @@ use std::{
     time::SystemTime,
 };
 use tonic::Status;
-use zeroize::{Zeroize as _, Zeroizing};
 
 /// The type of every secret.
 pub(super) const TYPE_URL: &str = "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
@@ -37,7 +36,7 @@ pub(super) struct Offer {
     pub(super) refused: Option<Arc<str>>,
 }
 
-/// One identity, as each protocol says it. What holds the key is wiped when the last lets go.
+/// One identity, as each protocol says it. The key in it lasts until the last lets go ([`crate::host::Wiping`]).
 pub(super) struct Encoded {
     context: Arc<X509Context>,
     /// The serial number of the certificate, which makes Envoy's `version_text` readable.
@@ -159,24 +158,17 @@ impl Encoded {
 }
 
 impl Secret {
-    /// Every copy of the key on the way is wiped.
     fn new(name: Name, version: &Arc<str>, kind: Type) -> Self {
-        let mut message = EnvoySecret { name: name.as_str().to_owned(), r#type: Some(kind) };
-        let mut any = prost_types::Any { type_url: TYPE_URL.to_owned(), value: message.encode_to_vec() };
-        if let Some(Type::TlsCertificate(TlsCertificate { private_key: Some(key), .. })) = &mut message.r#type
-            && let Some(Specifier::InlineBytes(bytes)) = &mut key.specifier
-        {
-            bytes.zeroize();
-        }
-        let encoded = wiped(&any);
-        any.value.zeroize();
+        let message = EnvoySecret { name: name.as_str().to_owned(), r#type: Some(kind) };
+        let any = prost_types::Any { type_url: TYPE_URL.to_owned(), value: message.encode_to_vec() };
+        let secret = encoded(&any);
         let resource =
-            DeltaSecret { version: version.to_string(), resource: encoded.clone(), name: name.as_str().to_owned() };
+            DeltaSecret { version: version.to_string(), resource: secret.clone(), name: name.as_str().to_owned() };
         Self {
             name,
             version: Arc::clone(version),
-            world: wiped(&SecretResponse { resources: vec![encoded], ..Default::default() }),
-            delta: wiped(&DeltaSecretResponse { resources: vec![resource], ..Default::default() }),
+            world: encoded(&SecretResponse { resources: vec![secret], ..Default::default() }),
+            delta: encoded(&DeltaSecretResponse { resources: vec![resource], ..Default::default() }),
         }
     }
 }
@@ -189,20 +181,16 @@ fn svids(svid: &X509Svid, bundle: &X509Bundle) -> Bytes {
         bundle: der(bundle.roots()),
         hint: String::new(),
     };
-    let mut all = X509svidResponse { svids: vec![one], ..Default::default() };
-    let encoded = wiped(&all);
-    all.svids.iter_mut().for_each(|svid| svid.x509_svid_key.zeroize());
-    encoded
+    encoded(&X509svidResponse { svids: vec![one], ..Default::default() })
 }
 
 fn bundles(svid: &X509Svid, bundle: &X509Bundle) -> Bytes {
     let trust_domain = format!("spiffe://{}", svid.id().trust_domain());
-    wiped(&X509BundlesResponse { bundles: [(trust_domain, der(bundle.roots()))].into(), ..Default::default() })
+    encoded(&X509BundlesResponse { bundles: [(trust_domain, der(bundle.roots()))].into(), ..Default::default() })
 }
 
-/// The message, wiped at its end. No copy is left behind: the vector has its whole length from the beginning.
-fn wiped(message: &impl prost::Message) -> Bytes {
-    Bytes::from_owner(Zeroizing::new(message.encode_to_vec()))
+fn encoded(message: &impl prost::Message) -> Bytes {
+    message.encode_to_vec().into()
 }
 
 fn inline(bytes: Vec<u8>) -> Option<DataSource> {
