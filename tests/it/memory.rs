@@ -165,6 +165,15 @@ async fn call(host: &Host, method: &str, message: &[u8]) -> watch::Receiver<Vec<
     held
 }
 
+/// One of Envoy's kind and one of SPIFFE's, and all that they are given.
+pub(crate) async fn consumers(host: &Host) -> [watch::Receiver<Vec<u8>>; 2] {
+    let secret = b"\x1a\x07default\x22\x44type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret";
+    [
+        call(host, "envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets", secret).await,
+        call(host, "SpiffeWorkloadAPI/FetchX509SVID", b"").await,
+    ]
+}
+
 /// What was given away, by files, by the socket and to the control plane, is forgotten when it has served.
 #[tokio::test]
 async fn a_secret_that_has_served_is_nowhere() {
@@ -189,13 +198,7 @@ workloads:
     let daemon = Daemon::start(&host, &[], &[]);
     daemon.until("payments", |w| w.ready).await;
     fs::remove_file(host.path(TOKEN)).unwrap();
-    let sds = call(
-        &host,
-        "envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets",
-        b"\x1a\x07default\x22\x44type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.Secret",
-    )
-    .await;
-    let workload_api = call(&host, "SpiffeWorkloadAPI/FetchX509SVID", b"").await;
+    let [envoy, spiffe] = consumers(&host).await;
 
     // One key that both consumers have.
     let file: PathBuf = host.path("/run/we-agent/payments/key.pem");
@@ -204,8 +207,8 @@ workloads:
         let pem = fs::read_to_string(&file).unwrap_or_default();
         let has = |held: &watch::Receiver<Vec<u8>>, key: &[u8]| memchr::memmem::find(&held.borrow(), key).is_some();
         if let Ok(key) = PrivateKey::from_pem(&pem)
-            && has(&sds, pem.as_bytes())
-            && has(&workload_api, key.pkcs8().secret_der())
+            && has(&envoy, pem.as_bytes())
+            && has(&spiffe, key.pkcs8().secret_der())
         {
             break of_key(&pem);
         }

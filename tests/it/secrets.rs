@@ -4,6 +4,7 @@
 
 use crate::{
     daemon::Daemon,
+    memory::consumers,
     support::{App, Host, SOON},
 };
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD, prelude::BASE64_URL_SAFE_NO_PAD};
@@ -132,6 +133,10 @@ async fn life(format: &str) {
 
     // Good times: a certificate, and two more.
     look("ready", &|w| w.ready && w.health.state == HealthState::Healthy).await;
+    let mut consumers = consumers(&host).await;
+    for given in &mut consumers {
+        timeout(SOON, given.wait_for(|given| !given.is_empty())).await.unwrap().unwrap();
+    }
     for _ in 0..2 {
         assert!(lab.until_since(lab.mark(), SOON, issued).await.is_some());
         look("rotated", &|w| w.ready).await;
