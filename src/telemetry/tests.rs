@@ -29,6 +29,28 @@ fn entries(filter: &str, say: impl FnOnce()) -> Vec<String> {
     }
 }
 
+#[test]
+fn what_a_journal_that_hangs_does_not_take_is_a_plain_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("socket");
+    let _journal = UnixDatagram::bind(&path).unwrap();
+    let others = UnixDatagram::unbound().unwrap();
+    others.set_nonblocking(true).unwrap();
+    while others.send_to(b"MESSAGE=full\n", &path).is_ok() {}
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let form = Form::Journal(Journal::at(&path).unwrap());
+    let sink = Sink { form, coloured: false, stderr: Stderr::of(file.as_fd()).unwrap() };
+    let log: &Log = Box::leak(Box::new(Log::new(sink)));
+    let output = output(log, LogFilter::default());
+    tracing::subscriber::with_default(tracing_subscriber::registry().with(output), || {
+        (0..3).for_each(|n| warn!(n, "said"));
+    });
+    log.queue.flush(Duration::from_secs(60));
+    let text = std::fs::read_to_string(file.path()).unwrap();
+    let said: Vec<_> = text.lines().filter_map(|line| line.split_once("WARN  ")).map(|(_, words)| words).collect();
+    assert_eq!(said, ["said  n=0", "said  n=1", "said  n=2"]);
+}
+
 fn has(entry: &str, line: &str) {
     assert!(entry.lines().any(|l| l == line), "{line} is not in\n{entry}");
 }
