@@ -360,25 +360,6 @@ async fn a_stop_waits_for_the_rest_of_an_answer() {
     stopping.await.unwrap();
 }
 
-#[tokio::test]
-async fn an_application_on_a_unix_socket_is_served_too() {
-    let lab = lab().spawn().await.unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("app.sock");
-    let listener = tokio::net::UnixListener::bind(&path).unwrap();
-    let task = tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        let (mut read, mut write) = stream.split();
-        tokio::io::copy(&mut read, &mut write).await.unwrap();
-    });
-    let (_host, agent, at) = started(vm(&lab, format!("unix:{}", path.display()), "")).await;
-    assert_eq!(Pod::new(&lab, WEB).echo(at, b"hello").await, b"hello");
-    task.await.unwrap();
-    // What it cannot be told is said.
-    assert!(inbound(&agent).notes.iter().any(|note| note.contains("is cut off")), "{:?}", inbound(&agent).notes);
-    agent.stop().await;
-}
-
 /// The names of the threads of a process.
 pub(crate) fn threads(id: u32) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{id}/task")).unwrap();

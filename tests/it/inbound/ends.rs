@@ -1,6 +1,6 @@
 //! Each end is heard to its last byte, also when the other listens no more.
 
-use super::{Pod, WEB, started, vm};
+use super::{Pod, WEB, inbound, started, vm};
 use crate::{rotation::lab, support::SOON};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -105,5 +105,24 @@ async fn a_caller_that_has_said_all_and_gone_is_heard() {
         assert_eq!(heard.len(), SIZE);
     }
     agent.until("payments", "closed", |w| w.inbound[0].open == 0).await;
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn an_application_on_a_unix_socket_is_served_too() {
+    let lab = lab().spawn().await.unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("app.sock");
+    let listener = UnixListener::bind(&path).unwrap();
+    let task = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let (mut read, mut write) = stream.split();
+        tokio::io::copy(&mut read, &mut write).await.unwrap();
+    });
+    let (_host, agent, at) = started(vm(&lab, format!("unix:{}", path.display()), "")).await;
+    assert_eq!(Pod::new(&lab, WEB).echo(at, b"hello").await, b"hello");
+    task.await.unwrap();
+    // What it cannot be told is said.
+    assert!(inbound(&agent).notes.iter().any(|note| note.contains("is cut off")), "{:?}", inbound(&agent).notes);
     agent.stop().await;
 }
