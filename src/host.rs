@@ -10,6 +10,8 @@ mod resolver;
 mod route;
 mod signal;
 
+pub(crate) use raw::LARGE;
+
 pub use limit::{descriptor_limit, raise_descriptor_limit};
 pub use local::{Local, LocalStream, undelivered};
 pub use memory::{hide_memory, spare_memory};

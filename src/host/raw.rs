@@ -15,7 +15,7 @@ use std::{
 const MAX_GROUPS: usize = 65_536;
 
 /// Bytes; what is as large comes from the kernel and goes back there ([`spare_memory`]).
-const LARGE: usize = 16 << 10;
+pub(crate) const LARGE: usize = 16 << 10;
 
 /// The system's allocator, but what is given back is wiped first: no secret outlives its owner, whichever library had a copy
 /// of it and let go. What comes from the kernel and goes back there leaves nothing behind, and is spared the work.

@@ -18,7 +18,7 @@ pub(super) const MOST_TAIL: usize = 64 * 1024;
 pub(super) const MOST_RECORD: usize = 5 + RECORD + 2048;
 /// What a record adds to its bytes, at most (RFC 5246, section 6.2.3: 2048; what we negotiate adds less than 64).
 const OVERHEAD: usize = 64;
-/// The bytes that a record carries at most.
+/// The bytes that a record carries at most; ours carry a little less.
 const RECORD: usize = 16 * 1024;
 
 /// The buffers that all connections of a thread use in turn.
@@ -38,7 +38,7 @@ thread_local! {
         wire: vec![0; MOST_TAIL + BATCH].into(),
         plain: Vec::with_capacity(BATCH),
         answer: vec![0; BATCH].into(),
-        sealed: vec![0; BATCH + (BATCH / RECORD + 2) * OVERHEAD].into(),
+        sealed: vec![0; BATCH + (BATCH / RECORD + 3) * OVERHEAD].into(),
     });
 }
 
