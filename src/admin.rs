@@ -9,7 +9,7 @@ mod supervisor;
 pub use supervisor::supervise;
 
 use crate::{
-    files::{Root, SocketId},
+    files::{Access, Dir, DirError, Root, SocketId},
     status::Status,
     telemetry,
 };
@@ -22,7 +22,6 @@ use std::{
     convert::Infallible,
     fs, io,
     net::SocketAddr,
-    os::unix::fs::{FileTypeExt, PermissionsExt},
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
@@ -37,8 +36,10 @@ use tokio_util::{either::Either, sync::CancellationToken};
 
 /// The socket of `we-agent status`, below the root.
 pub const SOCKET: &str = "/run/we-agent/admin.sock";
-/// The longest path of a unix socket, in bytes (unix(7)).
-const MAX_PATH: usize = 107;
+/// Its directory, and its name there.
+const PLACE: (&str, &str) = ("/run/we-agent", "admin.sock");
+/// The longest path of it, in bytes: that of any unix socket is 107 (unix(7)), and it is bound as `admin.sock.new`.
+const MAX_PATH: usize = 103;
 /// What is asked for there (POST) to have the configuration read again.
 pub const RELOAD: &str = "/reload";
 /// Connections at a time on each listener; further ones wait in the kernel's queue.
@@ -57,34 +58,18 @@ pub enum AdminError {
     /// No socket has a path of this length.
     #[error("{}: {}", .0.display(), too_long(.0).unwrap_or_default())]
     TooLong(PathBuf),
-    /// The system refuses.
-    #[error("{}: {source}; {}", .path.display(), fix(.source))]
-    Socket {
-        /// The socket.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// Something else is in the way, the path is not safe, or the system refuses.
+    #[error("no socket for we-agent status: {0}")]
+    Socket(#[from] DirError),
 }
 
 /// What is to be said of a path that is too long for a unix socket: cause and fix.
 pub fn too_long(path: &Path) -> Option<String> {
     let length = path.as_os_str().len();
-    (length > MAX_PATH).then(|| {
-        format!("the path of a unix socket may have {MAX_PATH} bytes and this one has {length}; take a shorter --root")
-    })
+    (length > MAX_PATH)
+        .then(|| format!("the path of this socket may have {MAX_PATH} bytes and has {length}; take a shorter --root"))
 }
 
-fn fix(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => "run it as a user that may write there, or give it another --root",
-        io::ErrorKind::ReadOnlyFilesystem => "have the file system mounted writable, or give it another --root",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "make room there",
-        io::ErrorKind::AlreadyExists => "move it away",
-        io::ErrorKind::NotADirectory => "something else is in the place of its directory; move that away",
-        _ => "see what is wrong with the directory",
-    }
-}
 /// A wish that our configuration is read again, and where to the answer: what is in force now, or every mistake.
 pub type Reload = oneshot::Sender<Result<String, String>>;
 
@@ -135,7 +120,7 @@ impl Admin {
         if UnixStream::connect(&path).await.is_ok() {
             return Err(AdminError::AnotherAgent(path));
         }
-        let socket = bind_socket(&path).map_err(|source| AdminError::Socket { path: path.clone(), source })?;
+        let socket = bind_socket(root)?;
         let loopback = match address {
             None => None,
             Some(address) => TcpListener::bind(address)
@@ -180,7 +165,7 @@ impl Admin {
                     () = serving => {}
                     () = removed(&path, ours, &mut looks) => {}
                 }
-                match bind_socket(&path) {
+                match bind_socket(&root) {
                     Ok(new) => {
                         tracing::warn!(socket = %path.display(), "the socket was removed by somebody, so it is made anew");
                         socket = Some(new);
@@ -222,24 +207,11 @@ async fn removed(path: &Path, ours: Option<SocketId>, looks: &mut watch::Receive
     }
 }
 
-/// Binds beside the name and renames: at no moment is the socket there with other rights, and one that a killed daemon
-/// left behind is replaced. What is no socket stays.
-fn bind_socket(path: &Path) -> io::Result<UnixListener> {
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir)?;
-    }
-    if fs::symlink_metadata(path).is_ok_and(|there| !there.file_type().is_socket()) {
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, "what is there is no socket"));
-    }
-    let beside = path.with_extension("new");
-    match fs::remove_file(&beside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&beside)?;
-    fs::set_permissions(&beside, fs::Permissions::from_mode(0o660))?;
-    fs::rename(&beside, path)?;
-    Ok(listener)
+/// For the user and the group that we run as alone.
+fn bind_socket(root: &Root) -> Result<UnixListener, DirError> {
+    let dir = Dir::open_or_create(root, Path::new(PLACE.0), Access::EVERYBODY)?;
+    let listener = UnixListener::from_std(dir.listen(PLACE.1, None)?);
+    listener.map_err(|error| DirError::refused("listen on", &root.path(SOCKET), &error))
 }
 
 /// Accepts for ever, a bounded number at a time.

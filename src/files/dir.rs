@@ -112,6 +112,11 @@ fn remedy(errno: Errno) -> &'static str {
 }
 
 impl DirError {
+    /// The system refused.
+    pub fn refused(doing: &'static str, path: &Path, error: &std::io::Error) -> Self {
+        io(doing, path, error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))
+    }
+
     /// A stable word for metrics.
     pub fn kind(&self) -> &'static str {
         match self {

@@ -69,6 +69,7 @@ pub async fn serve(
     let mut crowd = Crowd::new(MAX_OF_USER, budget::OF_USER);
     identity.mark_changed();
     loop {
+        let room = crowd.connections.len() < MAX;
         tokio::select! {
             // News first: whoever comes now gets the newest.
             biased;
@@ -83,7 +84,7 @@ pub async fn serve(
                 }
             }
             () = crowd.left() => {}
-            came = places.accept(), if crowd.connections.len() < MAX => match came {
+            came = places.accept(room) => match came {
                 Ok(stream) => crowd.admit(stream, &services),
                 Err(error) => {
                     crowd.missed(&error);

@@ -104,7 +104,13 @@ async fn what_is_no_socket_is_never_removed() {
     std::fs::write(&path, "somebody's").unwrap();
     let (_sender, receiver) = watch::channel(Workloads::default());
     let error = Admin::bind(&root, None, Status::new(receiver)).await.unwrap_err().to_string();
-    assert_eq!(error, format!("{}: what is there is no socket; move it away", path.display()));
+    assert_eq!(
+        error,
+        format!(
+            "no socket for we-agent status: {} is in the way: it was not made by we-agent; move it away",
+            path.display()
+        )
+    );
     assert_eq!(std::fs::read_to_string(&path).unwrap(), "somebody's");
 }
 

@@ -97,7 +97,7 @@ impl Dir {
         !matches!(asked, Err(Errno::ECONNREFUSED | Errno::ENOENT | Errno::ENOTSOCK | Errno::ENAMETOOLONG))
     }
 
-    /// Listens on `name`, for the user that we run as and a group (0660; the group that we run as unless another is
+    /// Listens on `name`, without blocking, for the user that we run as and a group (0660; the group that we run as unless another is
     /// given, of which that user must be a member). It is bound beside its name and renamed: at no moment is it there
     /// with other rights, and what a killed daemon left behind is replaced.
     ///
@@ -120,6 +120,7 @@ impl Dir {
             Some(errno) => io("listen on", &path, Errno::from_raw(errno)),
             None => DirError::TooLong { path: path.clone(), limit: 107 },
         })?;
+        listener.set_nonblocking(true).map_err(|error| DirError::refused("listen on", &path, &error))?;
         if let Some(gid) = group {
             self.give_socket(&beside, gid)?;
         }

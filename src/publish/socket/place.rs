@@ -5,11 +5,11 @@ use crate::{
     host::Account,
     systemd::{Listeners, listen},
 };
-use nix::errno::Errno;
 use std::{
     io,
     os::unix::net::UnixListener as StdListener,
     path::{Path, PathBuf},
+    pin::Pin,
 };
 use tokio::{net::UnixListener, sync::watch, time::Instant};
 
@@ -45,12 +45,38 @@ impl PlaceError {
 }
 
 /// Where a workload's socket is.
-#[derive(Debug)]
 pub struct Place {
     pub(super) site: Site,
-    pub(super) held: Option<Held>,
+    pub(super) state: State,
     pub(super) looks: Option<watch::Receiver<Instant>>,
     pub(super) heir: Option<Heir>,
+}
+
+/// What there is at a place.
+pub(super) enum State {
+    /// Nothing of ours; a listener is to be made.
+    Absent(Work),
+    /// What we have made, now or before a restart; after one it is to be given to the group that is configured now.
+    Ours(Held, Option<Work>),
+    /// A socket unit's, whose modes and name it has.
+    Given(Held),
+    /// The same when its name is gone: it is not ours to make anew.
+    Removed(UnixListener),
+}
+
+/// A listener, and the name that leads to it.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) listener: UnixListener,
+    /// What was at the path when the listener came; none when that could not be told.
+    pub(super) id: Option<SocketId>,
+}
+
+/// What is to be done about a place. It outlives the future that waits for it.
+pub(super) enum Work {
+    Due(Instant),
+    /// Aside: the name service may hang, and everything else goes on.
+    Busy(Pin<Box<dyn Future<Output = Result<Done, PlaceError>> + Send>>),
 }
 
 /// Where the listener is handed on at the end.
@@ -62,11 +88,15 @@ pub(super) struct Heir {
 }
 
 impl Heir {
-    pub(super) fn hand_on(self, site: &Site, held: Held) {
+    pub(super) fn hand_on(self, site: &Site, state: State) {
         let path = site.path();
-        let name = if held.ours { path.to_str() } else { Some(self.workload.as_str()) };
-        // What nobody finds under its name is of no use.
-        if let (Some(name), false, Ok(listener)) = (name, held.removed, held.listener.into_std()) {
+        let (name, held) = match state {
+            State::Ours(held, _) => (path.to_str(), held),
+            State::Given(held) => (Some(self.workload.as_str()), held),
+            // What nobody finds under its name is of no use.
+            State::Absent(_) | State::Removed(_) => return,
+        };
+        if let (Some(name), Ok(listener)) = (name, held.listener.into_std()) {
             self.listeners.hand_on(name, listener);
         }
     }
@@ -81,18 +111,6 @@ pub(super) struct Site {
     /// Whether the directory is the workload's, so that nobody else has a socket in it.
     own: bool,
     group: Option<Account>,
-}
-
-/// A listener, and the name that leads to it.
-#[derive(Debug)]
-pub(super) struct Held {
-    pub(super) listener: UnixListener,
-    /// What was at the path when the listener came; none when that could not be told.
-    pub(super) id: Option<SocketId>,
-    /// Whether we have made it, now or before a restart. Otherwise a socket unit has, whose modes and name it has.
-    pub(super) ours: bool,
-    /// Whether its name is gone, and it is not ours to make anew.
-    pub(super) removed: bool,
 }
 
 /// What came of putting the socket in place.
@@ -110,7 +128,7 @@ impl Place {
     /// `agent.sock` in `dir`, below `root`, for a group; none stands for the group that we run as.
     pub fn new(root: &Root, dir: impl Into<PathBuf>, group: Option<Account>) -> Self {
         let site = Site { root: root.clone(), dir: dir.into(), name: NAME.to_owned(), own: true, group };
-        Self { site, held: None, looks: None, heir: None }
+        Self::of(site)
     }
 
     /// The same at `path`, beside others: say where Istio's own agent has its socket. While another program listens
@@ -118,7 +136,11 @@ impl Place {
     pub fn also(root: &Root, path: &Path, group: Option<Account>) -> Option<Self> {
         let (dir, name) = (path.parent()?.to_owned(), path.file_name()?.to_str()?.to_owned());
         let site = Site { root: root.clone(), dir, name, own: false, group };
-        Some(Self { site, held: None, looks: None, heir: None })
+        Some(Self::of(site))
+    }
+
+    fn of(site: Site) -> Self {
+        Self { site, state: State::Absent(Work::now()), looks: None, heir: None }
     }
 
     /// Serves a listener of the service manager instead of a new one: of a socket unit, whose name for it is
@@ -128,12 +150,16 @@ impl Place {
     pub fn inherit(self, workload: &str, listeners: &Listeners) -> Self {
         let path = self.path();
         let passed = if self.site.own { listeners.take(workload) } else { None };
-        let held = passed.or_else(|| listeners.take_kept(&path)).map(|listener| {
-            let ours = listen::is_made_by_us(&path, &listener);
-            Held { listener, id: SocketId::at(&path).ok().flatten(), ours, removed: false }
-        });
+        let state = match passed.or_else(|| listeners.take_kept(&path)) {
+            Some(listener) => {
+                let ours = listen::is_made_by_us(&path, &listener);
+                let held = Held::at(&path, listener);
+                if ours { State::Ours(held, Some(Work::now())) } else { State::Given(held) }
+            }
+            None => self.state,
+        };
         let heir = Some(Heir { listeners: listeners.clone(), workload: workload.to_owned() });
-        Self { held, heir, ..self }
+        Self { state, heir, ..self }
     }
 
     /// Looks at each of these moments whether its name is still there, and makes the socket anew when it is not. They
@@ -149,6 +175,12 @@ impl Place {
     }
 }
 
+impl Held {
+    pub(super) fn at(path: &Path, listener: UnixListener) -> Self {
+        Self { listener, id: SocketId::at(path).ok().flatten() }
+    }
+}
+
 impl Site {
     pub(super) fn path(&self) -> PathBuf {
         self.root.path(&self.dir).join(&self.name)
@@ -160,7 +192,7 @@ impl Site {
         if !self.own && dir.is_served(&self.name) {
             return Err(PlaceError::Served(self.path()));
         }
-        Ok(Done::Made(self.listener(&dir, group)?))
+        Ok(Done::Made(dir.listen(&self.name, group)?))
     }
 
     /// Gives the socket of the process before us to the group that is configured now.
@@ -172,19 +204,12 @@ impl Site {
         match dir.open_socket_to(&self.name, group) {
             Ok(()) => Ok(Done::Kept),
             // Without SystemCallFilter=@chown it cannot be taken from a group that it had; a new one never had it.
-            Err(_) => Ok(Done::Made(self.listener(&dir, group)?)),
+            Err(_) => Ok(Done::Made(dir.listen(&self.name, group)?)),
         }
     }
 
-    fn listener(&self, dir: &Dir, group: Option<u32>) -> Result<StdListener, PlaceError> {
-        let listener = dir.listen(&self.name, group)?;
-        listener.set_nonblocking(true).map_err(|error| self.failed(&error))?;
-        Ok(listener)
-    }
-
     pub(super) fn failed(&self, error: &io::Error) -> PlaceError {
-        let errno = error.raw_os_error().map_or(Errno::EIO, Errno::from_raw);
-        DirError::Io { doing: "listen on", path: self.path(), errno }.into()
+        DirError::refused("listen on", &self.path(), error).into()
     }
 
     /// The number of its group.

@@ -1,6 +1,6 @@
 //! Getting the socket to its place, and keeping it there.
 
-use super::place::{Done, Heir, Held, Place, PlaceError, Site};
+use super::place::{Done, Heir, Held, Place, PlaceError, Site, State, Work};
 use crate::{
     aside::aside,
     files::SocketId,
@@ -12,7 +12,6 @@ use std::{future::pending, io, time::Duration};
 use tokio::{
     net::{UnixListener, UnixStream},
     sync::watch,
-    task::JoinHandle,
     time::{Instant, sleep_until},
 };
 use tracing::{info, warn};
@@ -20,8 +19,7 @@ use tracing::{info, warn};
 /// The socket, once it is there.
 pub(super) struct Places {
     site: Site,
-    held: Option<Held>,
-    work: Work,
+    state: State,
     looks: Option<watch::Receiver<Instant>>,
     heir: Option<Heir>,
     backoff: Backoff,
@@ -31,23 +29,11 @@ pub(super) struct Places {
     clock: Clock,
 }
 
-/// What is being done about the place. It outlives the future that waits for it.
-enum Work {
-    Rest,
-    Due(Instant),
-    /// On a thread of its own: the name service may hang, and everything else goes on.
-    Busy(JoinHandle<Result<Done, PlaceError>>),
-}
-
 impl Places {
     /// What is at `place`, told in `fact`.
     pub(super) fn new(place: Place, fact: watch::Sender<Publication>, clock: Clock) -> Self {
-        let Place { site, held, looks, heir } = place;
-        let work = match &held {
-            Some(Held { ours: false, .. }) => Work::Rest,
-            Some(_) | None => Work::Due(Instant::now()),
-        };
-        let mut places = Self { site, held, work, looks, heir, backoff: backoff(), offered: None, fact, clock };
+        let Place { site, state, looks, heir } = place;
+        let mut places = Self { site, state, looks, heir, backoff: backoff(), offered: None, fact, clock };
         // The name of a socket unit's socket may have gone while nobody looked.
         places.look();
         places
@@ -61,7 +47,7 @@ impl Places {
 
     /// Tells what consumers see: nothing, while they do not find us.
     fn show(&self) {
-        let found = self.held.as_ref().is_some_and(|held| !held.removed);
+        let found = matches!(self.state, State::Ours(..) | State::Given(_));
         let serial = self.offered.as_ref().filter(|_| found);
         self.fact.send_if_modified(|known| {
             let news = known.serial.as_ref() != serial;
@@ -70,24 +56,25 @@ impl Places {
         });
     }
 
-    /// The next connection; puts the socket in place first, for as long as that takes, and again when its name is gone.
-    /// Dropping the future loses nothing.
-    pub(super) async fn accept(&mut self) -> io::Result<UnixStream> {
+    /// The next connection, if there is `room` for one; puts the socket in place first, for as long as that takes, and
+    /// again when its name is gone, whether or not there is room. Dropping the future loses nothing.
+    pub(super) async fn accept(&mut self, room: bool) -> io::Result<UnixStream> {
         loop {
+            let (listener, work) = self.state.parts();
             tokio::select! {
                 // A crowd at the door keeps nobody from looking after the door.
                 biased;
-                done = self.work.done(&self.site, self.held.is_some()) => self.settle(done),
+                done = done(work, &self.site, listener.is_some()) => self.settle(done),
                 () = look(&mut self.looks) => self.look(),
-                came = next(self.held.as_ref()) => return came,
+                came = next(listener), if room => return came,
             }
         }
     }
 
     /// Ends, and hands the socket on to who serves it next: who connects meanwhile waits.
     pub(super) fn end(self) {
-        if let (Some(heir), Some(held)) = (self.heir, self.held) {
-            heir.hand_on(&self.site, held);
+        if let Some(heir) = self.heir {
+            heir.hand_on(&self.site, self.state);
         }
     }
 
@@ -100,51 +87,55 @@ impl Places {
                 Ok(None)
             }
         });
-        match done {
-            Ok(made) => {
-                if let Some(listener) = made {
-                    let path = self.site.path();
-                    info!(socket = %path.display(), "listening");
-                    listen::keep(&path, &listener);
-                    let id = SocketId::at(&path).ok().flatten();
-                    self.held = Some(Held { listener, id, ours: true, removed: false });
-                    self.show();
-                }
-                self.backoff = backoff();
-                self.fact.send_if_modified(|known| known.trouble.take().is_some());
+        match (done, &mut self.state) {
+            (Ok(Some(listener)), state) => {
+                let path = self.site.path();
+                info!(socket = %path.display(), "listening");
+                listen::keep(&path, &listener);
+                *state = State::Ours(Held::at(&path, listener), None);
             }
-            Err(error) => {
-                self.work = Work::Due(Instant::now() + self.backoff.next_wait());
-                self.tell(&error);
+            (Ok(None), State::Ours(_, work)) => *work = None,
+            (Ok(None), _) => {}
+            (Err(error), state) => {
+                let again = Work::Due(Instant::now() + self.backoff.next_wait());
+                match state {
+                    State::Absent(work) => *work = again,
+                    State::Ours(_, work) => *work = Some(again),
+                    State::Given(_) | State::Removed(_) => {}
+                }
+                return self.tell(&error);
             }
         }
+        self.show();
+        self.backoff = backoff();
+        self.fact.send_if_modified(|known| known.trouble.take().is_some());
     }
 
     /// Whether the name still leads to us.
     fn look(&mut self) {
-        let Some(held) = self.held.as_mut().filter(|held| !held.removed) else { return };
+        let (State::Ours(held, _) | State::Given(held)) = &self.state else { return };
         let path = self.site.path();
         // What cannot be looked at may be there.
         let Ok(found) = SocketId::at(&path) else { return };
         if found.is_some() && (held.id.is_none() || held.id == found) {
             return;
         }
-        if held.ours {
-            self.lose();
-        } else {
-            held.removed = true;
-            self.tell(&PlaceError::Removed(path));
-            self.show();
-        }
+        self.lose();
     }
 
-    /// Lets go of a listener that nobody finds, here and at the service manager, and makes another one.
+    /// Lets go of a listener that nobody finds, here and at the service manager, and makes another one, if it is ours to make.
     fn lose(&mut self) {
         let path = self.site.path();
-        warn!(socket = %path.display(), "the socket was removed or replaced by somebody, so it is made anew");
-        listen::forget_kept(&path);
-        self.held = None;
-        self.work = Work::Due(Instant::now());
+        match std::mem::replace(&mut self.state, State::Absent(Work::now())) {
+            State::Given(held) => {
+                self.state = State::Removed(held.listener);
+                self.tell(&PlaceError::Removed(path));
+            }
+            _ => {
+                warn!(socket = %path.display(), "the socket was removed or replaced by somebody, so it is made anew");
+                listen::forget_kept(&path);
+            }
+        }
         self.show();
     }
 
@@ -164,34 +155,37 @@ fn backoff() -> Backoff {
     Backoff::new(Duration::from_millis(500), Duration::from_secs(60))
 }
 
-impl Work {
-    /// What came of it, when there is something to do: a new listener, or the rights of the one that is `kept`.
-    async fn done(&mut self, site: &Site, kept: bool) -> Result<Done, PlaceError> {
-        loop {
-            match self {
-                Self::Rest => pending().await,
-                Self::Due(at) => {
-                    sleep_until(*at).await;
-                    let site = site.clone();
-                    *self = Self::Busy(tokio::spawn(async move {
-                        let group = site.group().await?;
-                        aside(site.path(), move || if kept { site.restore(group) } else { site.listen(group) }).await
-                    }));
-                }
-                Self::Busy(task) => {
-                    let done = task.await;
-                    *self = Self::Rest;
-                    match done {
-                        Ok(done) => return done,
-                        // A bug stays a bug, wherever it ran.
-                        Err(error) => match error.try_into_panic() {
-                            Ok(panic) => std::panic::resume_unwind(panic),
-                            Err(_) => pending().await, // cancelled: the runtime is going down
-                        },
-                    }
-                }
-            }
+impl State {
+    /// Who comes, and what is to be done.
+    fn parts(&mut self) -> (Option<&UnixListener>, Option<&mut Work>) {
+        match self {
+            Self::Absent(work) => (None, Some(work)),
+            Self::Ours(held, work) => (Some(&held.listener), work.as_mut()),
+            Self::Given(Held { listener, .. }) | Self::Removed(listener) => (Some(listener), None),
         }
+    }
+}
+
+impl Work {
+    pub(super) fn now() -> Self {
+        Self::Due(Instant::now())
+    }
+}
+
+/// What came of the work, when there is some: a new listener, or the rights of the one that is `kept`.
+async fn done(work: Option<&mut Work>, site: &Site, kept: bool) -> Result<Done, PlaceError> {
+    let Some(work) = work else { return pending().await };
+    if let Work::Due(at) = work {
+        sleep_until(*at).await;
+        let site = site.clone();
+        *work = Work::Busy(Box::pin(async move {
+            let group = site.group().await?;
+            aside(site.path(), move || if kept { site.restore(group) } else { site.listen(group) }).await
+        }));
+    }
+    match work {
+        Work::Busy(task) => task.await,
+        Work::Due(_) => pending().await,
     }
 }
 
@@ -202,9 +196,9 @@ async fn look(moments: &mut Option<watch::Receiver<Instant>>) {
     }
 }
 
-async fn next(held: Option<&Held>) -> io::Result<UnixStream> {
-    match held {
-        Some(held) => held.listener.accept().await.map(|(stream, _)| stream),
+async fn next(listener: Option<&UnixListener>) -> io::Result<UnixStream> {
+    match listener {
+        Some(listener) => listener.accept().await.map(|(stream, _)| stream),
         None => pending().await,
     }
 }

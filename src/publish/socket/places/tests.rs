@@ -42,7 +42,7 @@ impl Door {
         tokio::spawn(async move {
             let mut places = Places::new(place, told, Clock::Wall);
             places.offer("1f");
-            while places.accept().await.is_ok() && door.send(()).await.is_ok() {}
+            while places.accept(true).await.is_ok() && door.send(()).await.is_ok() {}
         });
         Self { _host: host, path, fact, came, looks }
     }
@@ -257,4 +257,28 @@ async fn a_path_that_another_program_has_taken_meanwhile_is_his() {
     drop(other);
     door.until(None).await;
     door.serves().await;
+}
+
+#[tokio::test]
+async fn a_socket_is_looked_after_when_there_is_no_room_for_anybody() {
+    let host = tempfile::tempdir().unwrap();
+    let (looks, moments) = watch::channel(Instant::now());
+    let place = Place::new(&Root::new(host.path()), OWN, None).looked_after(moments);
+    let path = place.path();
+    let mut places = Places::new(place, watch::Sender::default(), Clock::Wall);
+    let made = async |before| {
+        while SocketId::at(&path).unwrap().is_none_or(|found| Some(found) == before) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, async {
+        tokio::select! { _ = places.accept(false) => panic!("there is no room"), () = made(None) => {} }
+        let _waits = StdStream::connect(&path).unwrap();
+        let before = SocketId::at(&path).unwrap();
+        fs::remove_file(&path).unwrap();
+        looks.send_replace(Instant::now());
+        tokio::select! { _ = places.accept(false) => panic!("there is no room"), () = made(before) => {} }
+    })
+    .await
+    .unwrap();
 }
