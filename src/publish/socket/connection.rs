@@ -73,6 +73,7 @@ pub(in crate::publish) struct Connection {
     services: Services,
 }
 
+type Http2 = server::Connection<Adapter<UnixStream>, Bytes>;
 /// A call as it begins.
 type Call = (Request<RecvStream>, SendResponse<Bytes>);
 
@@ -86,7 +87,8 @@ impl Connection {
     /// the Workload API has for it.
     pub(in crate::publish) async fn run(self) {
         let Self { stream, peer, budget, services } = self;
-        let admitted = services.policy.admit(&peer).await;
+        // What it takes to begin is needed no more afterwards, and consumers are many: it has an allocation of its own.
+        let admitted = Box::pin(services.policy.admit(&peer)).await;
         // Holds a descriptor; with one more for each connection they would run out before the bounds are reached.
         drop(peer);
         let ended = match admitted {
@@ -94,7 +96,7 @@ impl Connection {
             Err(denied) => {
                 let status = denied.status();
                 let refused = serve(stream, &services.shutdown, |(_, call)| grpc::refuse(call, status.clone()));
-                timeout(REFUSAL, refused).await.unwrap_or(Ok(()))
+                timeout(REFUSAL, Box::pin(refused)).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {
@@ -103,22 +105,24 @@ impl Connection {
     }
 }
 
+/// HTTP/2 on `stream`, up to the first call.
+async fn begin(stream: UnixStream) -> Result<Option<(Box<Http2>, Call)>, h2::Error> {
+    let connection = server::Builder::new()
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADERS)
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_send_buffer_size(MAX_UNREAD)
+        .handshake(Adapter::new(stream));
+    let mut connection = Box::new(connection.await?);
+    let call = connection.accept().await.transpose()?;
+    Ok(call.map(|call| (connection, call)))
+}
+
 /// Speaks HTTP/2 on `stream` and gives each call to `answer`.
 async fn serve(stream: UnixStream, shutdown: &CancellationToken, answer: impl Fn(Call)) -> Result<(), h2::Error> {
-    let first = async {
-        let mut connection = server::Builder::new()
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_header_list_size(MAX_HEADERS)
-            .initial_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .max_send_buffer_size(MAX_UNREAD)
-            .handshake(Adapter::new(stream))
-            .await?;
-        let call = connection.accept().await.transpose()?;
-        Ok::<_, h2::Error>(call.map(|call| (connection, call)))
-    };
     let begun = tokio::select! {
-        begun = timeout(FIRST_REQUEST, first) => begun.unwrap_or(Ok(None))?,
+        begun = timeout(FIRST_REQUEST, Box::pin(begin(stream))) => begun.unwrap_or(Ok(None))?,
         // Who has asked nothing has nothing to be told.
         () = shutdown.cancelled() => None,
     };
