@@ -50,7 +50,7 @@ impl<R: Message + Default> Requests<R> {
             }
             match ready!(self.body.poll_data(cx)) {
                 Some(Ok(data)) => {
-                    self.partial.bytes.extend_from_slice(&data);
+                    self.partial.add(&data, self.most, &self.budget)?;
                     // Fails only when more is given back than came.
                     let _ = self.body.flow_control().release_capacity(data.len());
                 }
@@ -73,9 +73,37 @@ struct Partial {
 }
 
 impl Partial {
+    /// Takes in what has come. A message has one allocation, made as soon as its length is known: a first one, of what has
+    /// come of it, would leave a hole behind, which the next connection's buffers fill and keep.
+    fn add(&mut self, data: &[u8], most: usize, budget: &Budget) -> Result<(), Status> {
+        let (head, rest) = data.split_at(HEAD.saturating_sub(self.bytes.len()).min(data.len()));
+        self.bytes.extend_from_slice(head);
+        if let Some(length) = self.length(most)?
+            && self.bytes.len() + rest.len() < HEAD + length
+        {
+            self.make_room(length, budget)?;
+        }
+        self.bytes.extend_from_slice(rest);
+        Ok(())
+    }
+
     /// Takes the first message, if all of it is there.
     fn take<R: Message + Default>(&mut self, most: usize, budget: &Budget) -> Result<Option<R>, Status> {
-        let Some((&[compressed, a, b, c, d], rest)) = self.bytes.split_first_chunk::<HEAD>() else { return Ok(None) };
+        let Some(length) = self.length(most)? else { return Ok(None) };
+        let Some(message) = self.bytes.get(HEAD..HEAD + length) else {
+            self.make_room(length, budget)?;
+            return Ok(None);
+        };
+        let request = R::decode(message).map_err(|error| Status::invalid_argument(format!("no request: {error}")))?;
+        // What is left is a copy, so that the large buffer goes.
+        self.bytes = self.bytes.get(HEAD + length..).unwrap_or_default().to_vec();
+        self.room = None;
+        Ok(Some(request))
+    }
+
+    /// Of the first message, when its head is there.
+    fn length(&self, most: usize) -> Result<Option<usize>, Status> {
+        let Some((&[compressed, a, b, c, d], _)) = self.bytes.split_first_chunk::<HEAD>() else { return Ok(None) };
         if compressed != 0 {
             return Err(Status::unimplemented("a compressed message; send it as it is (grpc-encoding: identity)"));
         }
@@ -83,18 +111,16 @@ impl Partial {
         if length > most {
             return Err(Status::out_of_range(format!("a message of {length} bytes; {most} are read at most")));
         }
-        let Some(message) = rest.get(..length) else {
-            if self.room.is_none() {
-                self.room = Some(budget.take(HEAD + length)?);
-                self.bytes.reserve_exact(HEAD + length - self.bytes.len());
-            }
-            return Ok(None);
-        };
-        let request = R::decode(message).map_err(|error| Status::invalid_argument(format!("no request: {error}")))?;
-        // What is left is a copy, so that the large buffer goes.
-        self.bytes = rest.get(length..).unwrap_or_default().to_vec();
-        self.room = None;
-        Ok(Some(request))
+        Ok(Some(length))
+    }
+
+    /// For the first message, which has not come as a whole.
+    fn make_room(&mut self, length: usize, budget: &Budget) -> Result<(), Status> {
+        if self.room.is_none() {
+            self.room = Some(budget.take(HEAD + length)?);
+            self.bytes.reserve_exact((HEAD + length).saturating_sub(self.bytes.len()));
+        }
+        Ok(())
     }
 }
 
@@ -232,7 +258,7 @@ mod tests {
                     break;
                 }
                 let (fresh, later) = rest.split_at((*cut).min(rest.len()));
-                partial.bytes.extend_from_slice(fresh);
+                partial.add(fresh, MOST, &budget).unwrap();
                 while let Some(message) = partial.take::<SecretRequest>(MOST, &budget).unwrap() {
                     seen.push(message);
                 }
@@ -242,6 +268,18 @@ mod tests {
             prop_assert_eq!(partial.bytes.capacity(), 0, "nothing is kept");
             prop_assert!(budget.take(2 * MOST).is_ok(), "nothing is taken");
         }
+    }
+
+    #[test]
+    fn a_message_has_one_allocation() {
+        let (bytes, budget) = (Framed::new(&request(1, 50_000), Vec::new()).own, Budget::new(MOST));
+        let mut partial = Partial::default();
+        partial.add(&bytes[..15_000], MOST, &budget).unwrap();
+        let first = (partial.bytes.as_ptr(), partial.bytes.capacity());
+        assert_eq!(first.1, bytes.len());
+        partial.add(&bytes[15_000..], MOST, &budget).unwrap();
+        assert_eq!((partial.bytes.as_ptr(), partial.bytes.capacity()), first);
+        assert!(partial.take::<SecretRequest>(MOST, &budget).unwrap().is_some());
     }
 
     #[test]
