@@ -13,8 +13,7 @@ mod section;
 mod settings;
 mod value;
 
-pub use files::{FilesConfig, OutputConfig, OutputFormat};
-pub use hooks::{HookAction, HookConfig, StartTlsConfig, VerifyConfig};
+pub use files::FilesConfig;
 pub use mistake::{ConfigError, Mistake};
 pub use settings::{ControlPlaneConfig, HealthConfig, IdentityConfig, MembershipConfig, SocketConfig, WorkloadConfig};
 

@@ -81,7 +81,7 @@
 //! | `session` | The loop that owns the registration: hold a session, resume it. | control, status, files, time |
 //! | `publish` | How a certificate leaves the daemon: files, switched at once, a socket, and hooks that tell the programs. | spiffe, proto, status, aside, files, host, systemd, command, time |
 //! | `inbound` | Mutual TLS for an application that speaks none: who may call, and moving the bytes. | spiffe, status, host, systemd, command, time |
-//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, yaml, files, host, systemd, locality, telemetry, workload, inbound |
+//! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, yaml, files, host, systemd, locality, telemetry, workload, publish, inbound |
 //! | `admin` | Status on a unix socket, readiness and metrics on loopback, READY and STATUS to systemd. | status, files, systemd, telemetry |
 //! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, aside, files, host, systemd, command, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, inbound, admin |
 //! | `cli` | The words of the command line and the exit statuses. | config, bundle, status, aside, files, host, systemd, command, telemetry, admin, agent |

@@ -14,8 +14,8 @@ mod sds;
 mod socket;
 mod workload_api;
 
-pub use files::{Content, Files, FilesError, Folder, Layout, Outcome, SingleFile, run};
-pub use hook::{Action, Hook, StartTls, Switches, Verify};
+pub use files::{Content, Files, FilesError, Folder, Layout, Outcome, Output, SingleFile, run};
+pub use hook::{Action, Hook, HookSettings, StartTls, Switches, Verify};
 pub use policy::{Denied, Policy};
 #[cfg(feature = "fuzz")]
 pub(crate) use socket::fuzz;

@@ -1,9 +1,9 @@
 //! From what is configured to what is written, and where it is served.
 
 use crate::{
-    config::{OutputConfig, OutputFormat, SocketConfig, WorkloadConfig},
+    config::{SocketConfig, WorkloadConfig},
     files::{Dir, DirError, Grant, Root},
-    publish::{Content, Files, Folder, Layout, Place, SingleFile},
+    publish::{Content, Files, Folder, Layout, Output, Place},
     workload::Workload,
 };
 use std::{
@@ -17,20 +17,11 @@ pub(super) const RUN: &str = "/run/we-agent";
 /// The files of `workload`, each with the word that status and metrics know it by.
 pub(super) fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Root) -> Vec<(String, Files)> {
     let files = &settings.files;
-    let grant = |output: &OutputConfig| Grant {
-        owner: output.owner.clone(),
-        group: output.group.clone(),
-        mode: output.mode(files.mode),
-    };
     let mut words = BTreeMap::new();
     let mut outputs: Vec<_> = files
         .outputs
         .iter()
-        .map(|output| {
-            let folder = if output.dir.is_some() { Folder::Given } else { Folder::Own };
-            let files = Files::new(root, output.dir(&workload.name), folder, layout(output), grant(output));
-            (numbered(word(output), &mut words), files)
-        })
+        .map(|output| (numbered(word(output), &mut words), output.files(root, &workload.name, files.mode)))
         .collect();
     if let Some(dir) = &workload.output_certs {
         let grant = Grant { mode: files.mode, ..Grant::default() };
@@ -39,22 +30,12 @@ pub(super) fn outputs(workload: &Workload, settings: &WorkloadConfig, root: &Roo
     outputs
 }
 
-fn layout(output: &OutputConfig) -> Layout {
-    let content = match &output.format {
-        OutputFormat::Pem => return Layout::Generations,
-        OutputFormat::Combined => Content::Combined,
-        OutputFormat::Pkcs12 { password_file } => Content::Pkcs12 { password_file: password_file.clone() },
-        OutputFormat::Trust => Content::Trust,
-    };
-    Layout::Single(SingleFile { name: output.file_name().unwrap_or_default().to_owned(), content })
-}
-
-fn word(output: &OutputConfig) -> &'static str {
-    match output.format {
-        OutputFormat::Pem => "files",
-        OutputFormat::Combined => "combined",
-        OutputFormat::Pkcs12 { .. } => "pkcs12",
-        OutputFormat::Trust => "trust",
+fn word(output: &Output) -> &'static str {
+    match output.content {
+        None => "files",
+        Some(Content::Combined) => "combined",
+        Some(Content::Pkcs12 { .. }) => "pkcs12",
+        Some(Content::Trust) => "trust",
     }
 }
 

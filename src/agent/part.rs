@@ -4,21 +4,21 @@
 use super::{
     control::Control,
     facts::Writers,
-    hooks::{self, hook},
+    hooks,
     host::Host,
     inbound, journal,
     outputs::{configured, outputs},
 };
 use crate::{
     address,
-    config::{HealthConfig, HookConfig, SocketConfig, WorkloadConfig},
+    config::{HealthConfig, SocketConfig, WorkloadConfig},
     control::Post,
     files::Root,
     health::{self, ProbeSettings},
     host::Resolver,
     inbound::Settings,
     locality::{self, Platform},
-    publish::{self, Files, Policy, Switches},
+    publish::{self, Files, Hook, HookSettings, Policy, Switches},
     spiffe::SpiffeId,
     status::{Addresses, Facts, Inbound, Published},
     systemd::Units,
@@ -41,7 +41,7 @@ pub(super) enum Part {
     /// Writes one output.
     Files { name: String, files: Files },
     /// Tells programs of a switch of `files`.
-    Hook { name: String, hook: HookConfig, files: Vec<String> },
+    Hook { name: String, hook: HookSettings, files: Vec<String> },
     /// Serves the identity on a socket.
     Socket { name: String, path: PathBuf, id: SpiffeId, settings: SocketConfig },
     /// Answers the mesh for the application.
@@ -66,7 +66,7 @@ pub(super) fn address(workload: &Workload) -> Part {
 pub(super) fn parts(workload: &Arc<Workload>, settings: &WorkloadConfig, root: &Root) -> Vec<Part> {
     let outputs = outputs(workload, settings, root);
     let names: Vec<_> = outputs.iter().map(|(name, _)| name.clone()).collect();
-    let hook = |(name, hook): (String, &HookConfig)| Part::Hook { name, hook: hook.clone(), files: names.clone() };
+    let hook = |(name, hook): (String, &HookSettings)| Part::Hook { name, hook: hook.clone(), files: names.clone() };
     let socket = |(name, place): (String, publish::Place)| Part::Socket {
         name,
         path: place.path(),
@@ -211,8 +211,9 @@ impl Part {
             }
             Self::Hook { name, hook: settings, files } => {
                 let files = files.iter().map(|name| writers.publication(name).subscribe()).collect();
-                let hook = hook(&name, &settings, &host.root, &host.commands);
                 let (switches, fact) = (Switches::new(files, identity), writers.reload(&name));
+                let (commands, root) = (host.commands.clone(), host.root.clone());
+                let hook = Hook { name, settings, commands, root };
                 Box::pin(hook.run(switches, shared.turn.clone(), fact, clock, stop))
             }
             Self::Socket { name, settings, .. } => {

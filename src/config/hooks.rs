@@ -3,102 +3,49 @@
 use super::{Mistake, section::Section, value};
 use crate::{
     files::Root,
+    publish::{Action, HookSettings, StartTls, Verify},
     systemd::{consents_to_reload, reload_units},
 };
 use marked_yaml::{Node, types::MarkedMappingNode};
 use std::time::Duration;
 
-/// One hook.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HookConfig {
-    /// `command` or `unit`.
-    pub action: HookAction,
-    /// `deadline`: how long the action may take (30 s).
-    pub deadline: Duration,
-    /// `verify`.
-    pub verify: Option<VerifyConfig>,
-}
-
-/// What a hook does.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HookAction {
-    /// `command`: program and arguments, never a shell.
-    Command(Vec<String>),
-    /// `unit`: a systemd service to reload, which the host must have agreed to.
-    Unit(String),
-}
-
-/// How to see which certificate is served after a hook.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VerifyConfig {
-    /// `address`: `host:port`.
-    pub address: String,
-    /// `sni`: the server name to ask for.
-    pub sni: Option<String>,
-    /// `startTls`: what is said before TLS.
-    pub start_tls: Option<StartTlsConfig>,
-    /// `within`: how long another certificate may still be served (15 s).
-    pub within: Duration,
-}
-
-/// Protocols that begin without TLS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StartTlsConfig {
-    /// `postgres`.
-    Postgres,
-}
-
-impl HookConfig {
-    /// The name of the hook in status and metrics: the unit, or the program.
-    pub fn name(&self) -> &str {
-        match &self.action {
-            HookAction::Unit(unit) => unit,
-            HookAction::Command(command) => {
-                command.first().and_then(|program| program.rsplit('/').next()).unwrap_or_default()
-            }
+/// Reads one item of the list; none when it has a mistake.
+pub(super) fn read(s: &mut Section<'_>) -> Option<HookSettings> {
+    let (mut command, mut unit) = (Vec::new(), None);
+    s.set_command("command", &mut command);
+    let mut wrong_unit = false;
+    let service = |text: &str| value::service_unit(text).inspect_err(|_| wrong_unit = true);
+    s.set_some("unit", service, &mut unit);
+    let mut deadline = Duration::from_secs(30);
+    s.set("deadline", value::up_to(value::HOUR), &mut deadline);
+    let mut verify = None;
+    s.section("verify", |s| verify = self::verify(s));
+    let action = match (command.first().is_some_and(|program| !program.is_empty()), unit) {
+        (true, None) => Action::Command(command),
+        (false, Some(unit)) => Action::Unit(unit),
+        _ if wrong_unit => return None,
+        _ => {
+            s.mistake(
+                "needs one of the two: command, a list of program and arguments, or unit, the systemd service to \
+                 reload (with we-agent-reload@UNIT.path enabled)",
+            );
+            return None;
         }
-    }
-
-    /// Reads one item of the list; none when it has a mistake.
-    pub(super) fn read(s: &mut Section<'_>) -> Option<Self> {
-        let (mut command, mut unit) = (Vec::new(), None);
-        s.set_command("command", &mut command);
-        let mut wrong_unit = false;
-        let service = |text: &str| value::service_unit(text).inspect_err(|_| wrong_unit = true);
-        s.set_some("unit", service, &mut unit);
-        let mut deadline = Duration::from_secs(30);
-        s.set("deadline", value::up_to(value::HOUR), &mut deadline);
-        let mut verify = None;
-        s.section("verify", |s| verify = VerifyConfig::read(s));
-        let action = match (command.first().is_some_and(|program| !program.is_empty()), unit) {
-            (true, None) => HookAction::Command(command),
-            (false, Some(unit)) => HookAction::Unit(unit),
-            _ if wrong_unit => return None,
-            _ => {
-                s.mistake(
-                    "needs one of the two: command, a list of program and arguments, or unit, the systemd service to \
-                     reload (with we-agent-reload@UNIT.path enabled)",
-                );
-                return None;
-            }
-        };
-        Some(Self { action, deadline, verify })
-    }
+    };
+    Some(HookSettings { action, deadline, verify })
 }
 
-impl VerifyConfig {
-    fn read(s: &mut Section<'_>) -> Option<Self> {
-        let (mut address, mut sni, mut start_tls) = (None, None, None);
-        let mut within = Duration::from_secs(15);
-        s.set_some("address", value::host_port, &mut address);
-        s.set_some("sni", value::dns_name, &mut sni);
-        s.set_some("startTls", |text| value::one_of(text, &[("postgres", StartTlsConfig::Postgres)]), &mut start_tls);
-        s.set("within", value::up_to(value::HOUR), &mut within);
-        if address.is_none() {
-            s.mistake("needs address, the host:port where the program serves the certificate");
-        }
-        Some(Self { address: address?, sni, start_tls, within })
+fn verify(s: &mut Section<'_>) -> Option<Verify> {
+    let (mut address, mut sni, mut start_tls) = (None, None, None);
+    let mut within = Duration::from_secs(15);
+    s.set_some("address", value::host_port, &mut address);
+    s.set_some("sni", value::dns_name, &mut sni);
+    s.set_some("startTls", |text| value::one_of(text, &[("postgres", StartTls::Postgres)]), &mut start_tls);
+    s.set("within", value::up_to(value::HOUR), &mut within);
+    if address.is_none() {
+        s.mistake("needs address, the host:port where the program serves the certificate");
     }
+    Some(Verify { address: address?, sni, start_tls, within })
 }
 
 /// The units in `top` that shall be reloaded although this host has not agreed to that.

@@ -1,10 +1,11 @@
 //! The settings of one workload.
 
-use super::{HookConfig, allow, files::FilesConfig, inbound, section::Section, value};
+use super::{allow, files::FilesConfig, hooks, inbound, section::Section, value};
 use crate::{
     host::{Account, Allow},
     inbound::Settings as InboundSettings,
     locality::Platform,
+    publish::HookSettings,
     spiffe::{KeyKind, TrustDomain},
     workload::{Authority, Locality, Xds},
 };
@@ -39,7 +40,7 @@ pub struct WorkloadConfig {
     /// `socket`.
     pub socket: SocketConfig,
     /// `hooks`, run after each switch of the files.
-    pub hooks: Vec<HookConfig>,
+    pub hooks: Vec<HookSettings>,
     /// `inbound`: where the mesh's mutual TLS ends, in front of an application that speaks none.
     pub inbound: Vec<InboundSettings>,
     /// `platform`.
@@ -168,9 +169,9 @@ impl WorkloadConfig {
             }
             allow::read(s, &mut self.socket.allow);
         });
-        let mut hooks = Vec::new();
-        if s.list("hooks", |s| hooks.extend(HookConfig::read(s))) {
-            self.hooks = hooks;
+        let mut read = Vec::new();
+        if s.list("hooks", |s| read.extend(hooks::read(s))) {
+            self.hooks = read;
         }
         if !self.hooks.is_empty() && self.files.outputs.is_empty() && !self.files.output_certs {
             s.mistake(

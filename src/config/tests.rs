@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::publish::{Action, Content, HookSettings, StartTls, Verify};
 use proptest::prelude::*;
 
 mod ranges;
@@ -138,16 +139,16 @@ fn outputs_are_a_list_of_sections_and_a_workload_has_its_own() {
     )
     .unwrap();
     let [combined, pkcs12] = &config.workload("a").files.outputs[..] else { panic!("not two") };
-    assert_eq!((combined.format.clone(), combined.group.as_deref()), (OutputFormat::Combined, Some("haproxy")));
+    assert_eq!((combined.content.clone(), combined.group.as_deref()), (Some(Content::Combined), Some("haproxy")));
     assert_eq!(combined.paths("a"), [Path::new("/etc/haproxy/certs/a.pem")]);
     assert_eq!(combined.mode(0o600), 0o660);
-    assert_eq!(pkcs12.format, OutputFormat::Pkcs12 { password_file: "/etc/we-agent/password".into() });
+    assert_eq!(pkcs12.content, Some(Content::Pkcs12 { password_file: "/etc/we-agent/password".into() }));
     assert_eq!(pkcs12.paths("a"), [Path::new("/run/we-agent/a/identity.p12")]);
     assert_eq!(pkcs12.mode(0o600), 0o640, "who names a group lets it read");
     assert_eq!(config.workload("b").files.outputs, []);
     let trust = &config.workload("c").files.outputs[0];
     assert_eq!((trust.file_name(), trust.mode(0o600)), (Some("trust.pem"), 0o644));
-    assert_eq!(Config::default().workload("c").files.outputs[0].format, OutputFormat::Pem);
+    assert_eq!(Config::default().workload("c").files.outputs[0].content, None);
 }
 
 #[test]
@@ -234,20 +235,20 @@ fn a_hook_is_a_command_or_a_unit_and_may_be_verified() {
          verify: {address: '[::1]:5432', sni: db.example.com, startTls: postgres, within: 1s}}]}}\n",
     )
     .unwrap();
-    let unit = HookConfig {
-        action: HookAction::Unit("nginx.service".to_owned()),
+    let unit = HookSettings {
+        action: Action::Unit("nginx.service".to_owned()),
         deadline: Duration::from_secs(30),
         verify: None,
     };
     assert_eq!((unit.name(), config.workload("a").hooks), ("nginx.service", vec![unit.clone()]));
-    let verify = VerifyConfig {
+    let verify = Verify {
         address: "[::1]:5432".to_owned(),
         sni: Some("db.example.com".to_owned()),
-        start_tls: Some(StartTlsConfig::Postgres),
+        start_tls: Some(StartTls::Postgres),
         within: Duration::from_secs(1),
     };
-    let command = HookConfig {
-        action: HookAction::Command(["pg_ctl", "reload", "-D", "/db"].map(str::to_owned).to_vec()),
+    let command = HookSettings {
+        action: Action::Command(["pg_ctl", "reload", "-D", "/db"].map(str::to_owned).to_vec()),
         deadline: Duration::from_secs(5),
         verify: Some(verify),
     };

@@ -12,8 +12,11 @@
 
 mod flat;
 mod generations;
+mod output;
 mod pkcs12;
 mod single;
+
+pub use output::Output;
 
 use crate::{
     aside::within,

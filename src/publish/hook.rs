@@ -27,23 +27,36 @@ use tracing::{debug, info, warn};
 /// From a failure to the next attempt: at first, and at most. The cause is usually a person's to mend.
 const RETRY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(300));
 
-/// What is done after a switch.
-#[derive(Debug, Clone)]
+/// What is done after a switch, as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// A command, run without a shell (see [`Commands::run`]).
-    Command {
-        /// Who runs it.
-        commands: Commands,
-        /// Program and arguments.
-        command: Vec<String>,
-    },
-    /// A systemd unit to reload, which the host has agreed to (see [`reload_unit`]).
-    Unit {
-        /// Where the host's files are.
-        root: Root,
-        /// Its name, say `nginx.service`.
-        unit: String,
-    },
+    /// `command`: program and arguments, never a shell.
+    Command(Vec<String>),
+    /// `unit`: a systemd unit to reload, say `nginx.service`, which the host must have agreed to (see [`reload_unit`]).
+    Unit(String),
+}
+
+/// One hook, as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HookSettings {
+    /// `command` or `unit`.
+    pub action: Action,
+    /// `deadline`: how long the action may take (30 s).
+    pub deadline: Duration,
+    /// `verify`: how to see that it helped; none believes the action.
+    pub verify: Option<Verify>,
+}
+
+impl HookSettings {
+    /// The name of the hook in status and metrics: the unit, or the program.
+    pub fn name(&self) -> &str {
+        match &self.action {
+            Action::Unit(unit) => unit,
+            Action::Command(command) => {
+                command.first().and_then(|program| program.rsplit('/').next()).unwrap_or_default()
+            }
+        }
+    }
 }
 
 /// One hook of one workload.
@@ -51,12 +64,12 @@ pub enum Action {
 pub struct Hook {
     /// Names it in status, metrics and journal.
     pub name: String,
-    /// What is done.
-    pub action: Action,
-    /// How long that may take.
-    pub deadline: Duration,
-    /// How to see that it helped; none believes the action.
-    pub verify: Option<Verify>,
+    /// What it does.
+    pub settings: HookSettings,
+    /// Who runs its command.
+    pub commands: Commands,
+    /// Where the host's files are.
+    pub root: Root,
 }
 
 /// What came of one attempt.
@@ -125,27 +138,28 @@ impl Hook {
     }
 
     async fn is_served(&self, context: &X509Context) -> bool {
-        match &self.verify {
+        match &self.settings.verify {
             Some(verify) => verify.sees(context).await.is_ok(),
             None => false,
         }
     }
 
     async fn act(&self) -> Result<(), String> {
-        match &self.action {
-            Action::Command { commands, command } => {
-                commands.run(command, self.deadline).await.map_err(|error| match (&error.why, error.said.as_str()) {
+        let (Self { commands, root, .. }, deadline) = (self, self.settings.deadline);
+        match &self.settings.action {
+            Action::Command(command) => {
+                commands.run(command, deadline).await.map_err(|error| match (&error.why, error.said.as_str()) {
                     (Why::Runner(_), _) => error.to_string(),
                     (_, "") => format!("{error}; run the hook by hand, as {}, to see why", commands.user()),
                     (_, said) => format!("{error}, after it said: {said}; it was run as {}", commands.user()),
                 })
             }
-            Action::Unit { root, unit } => reload_unit(root, unit, self.deadline).await.map_err(|e| e.to_string()),
+            Action::Unit(unit) => reload_unit(root, unit, deadline).await.map_err(|e| e.to_string()),
         }
     }
 
     async fn outcome(&self, acted: Result<(), String>, context: &X509Context, switches: &mut Switches) -> Outcome {
-        match (acted, &self.verify) {
+        match (acted, &self.settings.verify) {
             (Err(cause), _) => Outcome::Failed { cause },
             (Ok(()), None) => Outcome::Reloaded { verified: false },
             (Ok(()), Some(verify)) => tokio::select! {

@@ -31,20 +31,20 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// What is said before the TLS handshake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartTls {
-    /// `SSLRequest` (PostgreSQL, Frontend/Backend Protocol, "SSL Session Encryption").
+    /// `postgres`: `SSLRequest` (PostgreSQL, Frontend/Backend Protocol, "SSL Session Encryption").
     Postgres,
 }
 
 /// How to see which certificate a program serves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Verify {
-    /// Where it listens, `host:port`.
+    /// `address`: where it listens, `host:port`.
     pub address: String,
-    /// The name to ask for (server name indication); none asks for the host of `address`, if that is a name.
+    /// `sni`: the name to ask for (server name indication); none asks for the host of `address`, if that is a name.
     pub sni: Option<String>,
-    /// What is said first, for protocols that begin without TLS.
+    /// `startTls`: what is said first, for protocols that begin without TLS.
     pub start_tls: Option<StartTls>,
-    /// How long the program may go on to show another certificate after the action.
+    /// `within`: how long the program may go on to show another certificate after the action (15 s).
     pub within: Duration,
 }
 

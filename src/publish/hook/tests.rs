@@ -25,7 +25,7 @@ fn issue() -> Arc<X509Context> {
 }
 
 fn run(command: &[&str]) -> Action {
-    Action::Command { commands: Commands::Direct, command: command.iter().map(ToString::to_string).collect() }
+    Action::Command(command.iter().map(ToString::to_string).collect())
 }
 
 /// A workload with one publisher, and hooks that follow it.
@@ -65,7 +65,12 @@ impl Stage {
     }
 
     fn start(&self, action: Action, verify: Option<Verify>) -> (watch::Receiver<Reload>, JoinHandle<()>) {
-        let hook = Hook { name: "hook".to_owned(), action, deadline: SOON, verify };
+        let hook = Hook {
+            name: "hook".to_owned(),
+            settings: HookSettings { action, deadline: SOON, verify },
+            commands: Commands::Direct,
+            root: Root::new(self.dir.path()),
+        };
         let switches = Switches::new(vec![self.files.subscribe()], self.identity.subscribe());
         let fact = watch::Sender::new(Reload::None);
         let seen = fact.subscribe();
@@ -152,7 +157,7 @@ async fn a_hook_that_fails_is_tried_again_and_says_since_when() {
 #[tokio::test]
 async fn a_unit_is_reloaded_by_who_may() {
     let (stage, context) = (Stage::new(), issue());
-    let unit = Action::Unit { root: Root::new(stage.dir.path()), unit: "nginx.service".to_owned() };
+    let unit = Action::Unit("nginx.service".to_owned());
     let (mut seen, _task) = stage.start(unit, None);
     stage.switch(&context);
     let request = stage.dir.path().join("run/we-agent/reload.d/nginx.service");
