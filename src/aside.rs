@@ -3,8 +3,8 @@
 //!
 //! Who may use which thread is decided here and nowhere else (`clippy.toml` keeps it so). Each thing that can hang, a file, a
 //! directory, a name, has one thread at most, whoever asks for it and however often: what hangs keeps nobody waiting but
-//! those who need it, and there is no pool that anybody could fill. A thread ends soon after its work, so that none is there
-//! while nothing happens.
+//! those who need it, and there is no pool that anybody could fill. As long as nothing hangs, one thread does it all, for each
+//! has memory of its own (a stack, an arena); it ends soon after its work, so that none is there while nothing happens.
 
 use std::{
     collections::HashMap,
@@ -15,26 +15,32 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    sync::{self, watch},
+    sync::{self, Semaphore, watch},
     task::spawn_blocking,
     time::{error::Elapsed, timeout},
 };
 
 /// How long a thread waits for more to do: those of a start follow each other.
 pub(crate) const IDLE: Duration = Duration::from_millis(100);
+/// How long the one thread is waited for by who could have another. A sync of a disk takes as long.
+const MOMENT: Duration = Duration::from_millis(20);
 /// More things than any configuration has: the number of threads is bounded by the things that they wait for.
 pub(crate) const MOST: usize = 1 << 16;
 
 /// The turns of those who wait, by what they wait for.
 static TURNS: LazyLock<Mutex<HashMap<OsString, Weak<sync::Mutex<()>>>>> = LazyLock::new(Mutex::default);
 
+/// The one thread.
+static ONE: Semaphore = Semaphore::const_new(1);
+
 /// Does `work`, which waits for `what` (a path, or else words), when all is done that was begun before for the same. Work that
 /// was begun goes on when nobody waits any more.
 pub(crate) async fn aside<T: Send + 'static>(what: impl AsRef<OsStr>, work: impl FnOnce() -> T + Send + 'static) -> T {
     let turn = turn(what.as_ref()).lock_owned().await;
+    let one = timeout(MOMENT, ONE.acquire()).await;
     #[expect(clippy::disallowed_methods, reason = "this is the place")]
     let done = spawn_blocking(move || {
-        let _turn = turn;
+        let _held = (turn, one);
         work()
     });
     match done.await.map_err(|error| error.try_into_panic()) {

@@ -59,6 +59,11 @@ impl Versions {
         let now = Self::of(self.0.iter().map(|(path, _)| path));
         now != std::mem::replace(self, now.clone())
     }
+
+    /// Whether each of the files was there at the last look.
+    pub fn are_there(&self) -> bool {
+        self.0.iter().all(|(_, stamp)| stamp.is_some())
+    }
 }
 
 #[cfg(test)]
@@ -80,6 +85,7 @@ mod tests {
         for change in changes {
             change();
             assert_eq!([versions.have_changed(), versions.have_changed()], [true, false]);
+            assert_eq!(versions.are_there(), file.exists());
         }
     }
 }

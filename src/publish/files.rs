@@ -260,7 +260,7 @@ pub async fn run(
         tokio::select! {
             () = shutdown.cancelled() => return,
             gone = async { identity.wait_for(other).await.is_err() } => if gone { return },
-            () = touched(&files, &mut written, &mut looks) => {
+            () = touched(&mut written, &mut looks) => {
                 warn!(dir = %files.path().display(), "the files were removed or changed by somebody, so they are looked after");
             }
             () = clock.sleep(wait) => {}
@@ -269,10 +269,10 @@ pub async fn run(
 }
 
 /// Waits for a look that finds other files than were written; for ever while none are.
-async fn touched(files: &Files, written: &mut Option<Versions>, looks: &mut watch::Receiver<Instant>) {
+async fn touched(written: &mut Option<Versions>, looks: &mut watch::Receiver<Instant>) {
     let Some(written) = written else { return std::future::pending().await };
     // They may have been removed before they were looked at first.
-    while !written.have_changed() && files.paths().iter().all(|path| path.exists()) {
+    while !written.have_changed() && written.are_there() {
         if looks.changed().await.is_err() {
             std::future::pending::<()>().await;
         }
