@@ -4,7 +4,7 @@
 //! open, and all of each message that has not come as a whole. What does not fit is refused with `RESOURCE_EXHAUSTED`;
 //! other users do not notice, for each has as much.
 //!
-//! Beside that there are the connections themselves, 1,024 of a user at most, with the buffers of `h2`: 34 KiB for an
+//! Beside that there are the connections themselves, 1,024 of a user at most, with the buffers of `h2`: 29 KiB for an
 //! Envoy's, which `make bench` measures; 62 KiB were seen where sixteen calls had been refused, so another 62 MiB. And
 //! HTTP/2 lets a peer send 64 KiB on each connection unasked; calls read at once, so these are there for the moment in
 //! which they pass through. A thousand connections that began sixteen messages of 60 kB each came to 115 MiB.
@@ -15,8 +15,8 @@ use tonic::Status;
 
 /// For one user, in bytes. A thousand Envoys have two calls each, which is half of it.
 pub(super) const OF_USER: usize = 64 << 20;
-/// What an open call counts, in bytes: its tasks, a small request, and two answers that the peer does not read. An answer
-/// is some 6 kB.
+/// What an open call counts, in bytes: its task, a small request, and its own part of answers that the peer does not read. The
+/// rest of them, some 6 kB, all calls share.
 pub(super) const CALL: usize = 16 << 10;
 
 /// Room for what a user asks. Clones share it.

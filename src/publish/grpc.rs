@@ -37,8 +37,8 @@ impl<R: Message + Default> Requests<R> {
         Self { body, partial: Partial::default(), most, budget, kind: PhantomData }
     }
 
-    /// The next request; none when the consumer has ended its side, or has gone: then nobody asks for more answers.
-    /// After an error or the end there is nothing to read. Dropping the future loses nothing.
+    /// The next request; none when the consumer has ended its side. After an error or the end there is nothing to read, and
+    /// nothing comes when the consumer has gone, which [`Answers::room`] tells. Dropping the future loses nothing.
     pub(super) async fn next(&mut self) -> Result<Option<R>, Status> {
         poll_fn(|cx| self.poll_next(cx)).await
     }
@@ -58,7 +58,8 @@ impl<R: Message + Default> Requests<R> {
                     let left = self.partial.bytes.len();
                     return Poll::Ready(Err(Status::internal(format!("the last message ends after {left} bytes"))));
                 }
-                Some(Err(_)) | None => return Poll::Ready(Ok(None)),
+                None => return Poll::Ready(Ok(None)),
+                Some(Err(_)) => return Poll::Pending,
             }
         }
     }

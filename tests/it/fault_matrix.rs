@@ -56,7 +56,7 @@ fn tests() -> BTreeSet<String> {
 fn every_row_has_its_test_or_the_reason_why_not() {
     let (rows, tests) = (rows(), tests());
     let numbers: BTreeSet<_> = rows.iter().map(|[number, ..]| *number).collect();
-    assert_eq!((rows.len(), numbers.len()), (62, 62), "{numbers:?}");
+    assert_eq!((rows.len(), numbers.len()), (63, 63), "{numbers:?}");
     let mut missing = Vec::new();
     for [number, _, shown] in rows {
         let names: Vec<_> = quoted(shown).collect();

@@ -162,6 +162,30 @@ async fn what_a_user_has_begun_is_bounded_and_others_do_not_notice() {
 }
 
 #[tokio::test]
+async fn who_goes_without_a_word_is_not_told_of() {
+    let warnings = Warnings::default();
+    let _heard = tracing::subscriber::set_default(tracing_subscriber::registry().with(warnings.clone()));
+    let offers = watch::Sender::default();
+    let services = services(&offers);
+    let mut crowd = Crowd::new(MAX_OF_USER, budget::CALL);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    crowd.admit(ours, &services);
+    let mut channel = speak(theirs, 16 << 10).await;
+    for (path, bytes) in [("/SpiffeWorkloadAPI/FetchX509SVID", &[][..]), (STREAM_SECRETS, &[0, 0])] {
+        let end = tokio::time::Instant::now() + SOON;
+        let call = begin(&mut channel, path, bytes).await;
+        let budget = &crowd.of_user[&nix::unistd::geteuid().as_raw()].budget;
+        assert!(budget.take(1).is_err(), "it is held");
+        drop(call);
+        while budget.take(budget::CALL).is_err() {
+            assert!(tokio::time::Instant::now() < end, "it is still there");
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(warnings.0.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
 async fn a_message_is_not_larger_than_real_ones() {
     let host = Host::serve();
     let mut channel = host.channel().await;
