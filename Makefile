@@ -23,7 +23,11 @@ lint: ## Format and clippy only
 fuzz: ## Whatever a fuzzer thinks of, to every door of the agent, for TIME each (TIME=1h DOORS="bus admin")
 	@TIME=$(TIME) DOORS="$(DOORS)" tests/fuzz/run
 
-soak: ## What the tests do for seconds, done for long: a million switches under a reader, a fleet of 500
+soak: ## What the tests do for seconds, done for long; and a month in minutes on the release build (SOAK_ROTATIONS=100000)
+	cargo build --release --package we-agent
+	cargo build --release --package we-lab
+	cargo build --release --package we-bench
+	$(TARGET)/release/we-bench soak --agent $(TARGET)/release/we-agent --lab $(TARGET)/release/we-lab
 	WE_AGENT_SWITCHES=1000000 cargo test --test it readers:: -- --nocapture
 	WE_AGENT_FLEET=500 cargo test --test it fleet::a_fleet -- --nocapture
 

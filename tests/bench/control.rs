@@ -9,7 +9,11 @@ use std::{
     net::{SocketAddr, TcpListener, ToSocketAddrs},
     path::{Path, PathBuf},
     process::{Child, ChildStdin, Command, Stdio},
-    sync::mpsc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc,
+    },
     time::Duration,
 };
 
@@ -68,17 +72,18 @@ pub(crate) struct Lab {
     dir: PathBuf,
     orders: RefCell<ChildStdin>,
     counters: mpsc::Receiver<Value>,
+    issued: Arc<AtomicU64>,
 }
 
 impl Lab {
-    /// Starts `program serve` with state in `dir` and one group, which announces `port`; its probe asks the application
-    /// on `probe`.
-    pub(crate) fn start(program: &Path, dir: &Path, port: u16, probe: u16) -> anyhow::Result<Self> {
+    /// Starts `program serve` with state in `dir`, one [`group`], and what else it is told.
+    pub(crate) fn start(program: &Path, dir: &Path, group: &str, more: &[&str]) -> anyhow::Result<Self> {
         fs::create_dir_all(dir)?;
-        fs::write(dir.join("group.yaml"), group(port, probe))?;
+        fs::write(dir.join("group.yaml"), group)?;
         let mut command = Command::new(program);
         command.args(["serve", "--service", "payments.example.com:80:8080:app=payments", "--dir"]).arg(dir);
-        command.arg("--group-file").arg(dir.join("group.yaml")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.arg("--group-file").arg(dir.join("group.yaml")).args(more);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command
             .spawn()
             .with_context(|| format!("{}: not started; cargo build --release -p we-lab", program.display()))?;
@@ -87,31 +92,47 @@ impl Lab {
         // The first line is its address: it is up.
         lines.next().context("the lab says nothing")??;
         let (sender, counters) = mpsc::channel();
+        let issued = Arc::new(AtomicU64::new(0));
+        let certificates = issued.clone();
         // All lines are read, or the pipe would fill.
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
-                if let Some(told) = serde_json::from_str::<Value>(&line).ok().as_ref().and_then(|l| l.get("counters")) {
+                if line.contains("\"issued\"") {
+                    certificates.fetch_add(1, Relaxed);
+                } else if let Some(told) =
+                    serde_json::from_str::<Value>(&line).ok().as_ref().and_then(|l| l.get("counters"))
+                {
                     let _ = sender.send(told.clone());
                 }
             }
         });
-        Ok(Self { child, program: program.to_owned(), dir: dir.to_owned(), orders, counters })
+        Ok(Self { child, program: program.to_owned(), dir: dir.to_owned(), orders, counters, issued })
     }
 
-    /// Writes a bundle for the group to `to`.
-    pub(crate) fn bundle(&self, to: &Path) -> anyhow::Result<Bundle> {
+    /// Writes a bundle for a VM of the group to `to`.
+    pub(crate) fn bundle(&self, to: &Path, ip: &str) -> anyhow::Result<Bundle> {
         let mut command = Command::new(&self.program);
-        command.args(["bundle", "--internalIP", "127.0.0.1", "--dir"]).arg(&self.dir).arg("--output").arg(to);
+        command.args(["bundle", "--internalIP", ip, "--dir"]).arg(&self.dir).arg("--output").arg(to);
         let status = command.arg("--group-file").arg(self.dir.join("group.yaml")).status()?;
         ensure!(status.success(), "we-lab bundle: {status}");
         Bundle::read(to)
     }
 
-    /// Calls and streams until now.
-    pub(crate) fn requests(&self) -> anyhow::Result<u64> {
-        writeln!(self.orders.borrow_mut(), "counters")?;
-        let counters = self.counters.recv_timeout(Duration::from_secs(5)).context("the lab tells no counters")?;
-        counters["requests"].as_u64().context("the lab counts no requests")
+    /// What it has counted until now: `requests` are calls and streams, `connections` are those with a handshake.
+    pub(crate) fn counter(&self, name: &str) -> anyhow::Result<u64> {
+        self.order("counters")?;
+        let counters = self.counters.recv_timeout(Duration::from_secs(60)).context("the lab tells no counters")?;
+        counters[name].as_u64().with_context(|| format!("the lab counts no {name}"))
+    }
+
+    /// Has it do something, as `inject goaway`.
+    pub(crate) fn order(&self, order: &str) -> anyhow::Result<()> {
+        Ok(writeln!(self.orders.borrow_mut(), "{order}")?)
+    }
+
+    /// The certificates until now.
+    pub(crate) fn issued(&self) -> u64 {
+        self.issued.load(Relaxed)
     }
 }
 
@@ -122,7 +143,8 @@ impl Drop for Lab {
     }
 }
 
-fn group(port: u16, probe: u16) -> String {
+/// A group that announces `port`; its probe asks the application on `probe` each `period` (seconds).
+pub(crate) fn group(port: u16, probe: u16, period: u32) -> String {
     format!(
         "apiVersion: networking.istio.io/v1\n\
          kind: WorkloadGroup\n\
@@ -130,9 +152,12 @@ fn group(port: u16, probe: u16) -> String {
          spec:\n\
          \x20 metadata: {{labels: {{app: payments}}}}\n\
          \x20 template: {{serviceAccount: payments-sa, ports: {{http: {port}}}}}\n\
-         \x20 probe: {{periodSeconds: 10, httpGet: {{path: /healthz, port: {probe}}}}}\n"
+         \x20 probe: {{periodSeconds: {period}, httpGet: {{path: /healthz, host: 127.0.0.1, port: {probe}}}}}\n"
     )
 }
+
+/// How often an application of ours was asked.
+pub(crate) static ASKED: AtomicU64 = AtomicU64::new(0);
 
 /// Answers every connection to `port` (0: any) with 200, for as long as the process lives.
 pub(crate) fn application(port: u16) -> anyhow::Result<u16> {
@@ -143,6 +168,7 @@ pub(crate) fn application(port: u16) -> anyhow::Result<u16> {
         for mut stream in listener.incoming().flatten() {
             let mut request = BufReader::new(&stream).lines().map_while(Result::ok);
             let _ = request.find(String::is_empty);
+            ASKED.fetch_add(1, Relaxed);
             let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
         }
     });

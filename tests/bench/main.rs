@@ -9,11 +9,12 @@ mod inbound;
 mod process;
 mod relay;
 mod sds;
+mod soak;
 mod table;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand, ValueEnum};
-use control::{Bundle, Lab, application};
+use control::{Bundle, Lab, application, group};
 use process::{Agent, Sample};
 use relay::Relay;
 use std::{
@@ -75,6 +76,8 @@ struct Args {
 enum Part {
     /// Nothing but inbound mTLS: the agent, Envoy and ghostunnel side by side
     Inbound(inbound::Args),
+    /// A month in minutes: what grows over many rotations, reconnects, probes and hooks (`make soak`)
+    Soak(soak::Args),
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -91,8 +94,10 @@ fn main() -> anyhow::Result<()> {
     let work = tempfile::tempdir()?;
     // Of a file that was built just now, the kernel would count mapped pages as dirty.
     fs::File::open(&args.agent).and_then(|file| file.sync_all()).with_context(|| args.agent.display().to_string())?;
-    if let Some(Part::Inbound(inbound)) = &args.part {
-        return inbound::run(inbound, &args, work.path());
+    match &args.part {
+        Some(Part::Inbound(inbound)) => return inbound::run(inbound, &args, work.path()),
+        Some(Part::Soak(soak)) => return soak::run(soak, &args, work.path()),
+        None => {}
     }
     let (lab, bundle) = match (args.control, &args.bundle) {
         (Control::Rig, Some(given)) => {
@@ -101,8 +106,8 @@ fn main() -> anyhow::Result<()> {
             (None, bundle)
         }
         _ => {
-            let lab = Lab::start(&args.lab, &work.path().join("lab"), 8080, application(0)?)?;
-            let bundle = lab.bundle(&work.path().join("bundle"))?;
+            let lab = Lab::start(&args.lab, &work.path().join("lab"), &group(8080, application(0)?, 10), &[])?;
+            let bundle = lab.bundle(&work.path().join("bundle"), "127.0.0.1")?;
             (Some(lab), bundle)
         }
     };
@@ -189,12 +194,13 @@ impl Bench<'_> {
         )?;
 
         let relay = Relay::start(self.bundle.address, Duration::ZERO)?;
-        let before = lab.map(Lab::requests).transpose()?;
+        let before = lab.map(|lab| lab.counter("requests")).transpose()?;
         let agent = self.start("wire", &through(&relay, ""))?;
         agent.until(SOON, "the registration", Agent::is_registered)?;
         sleep(SETTLED);
         let seen = relay.traffic();
-        let calls = lab.map(Lab::requests).transpose()?.zip(before).map(|(after, before)| after - before);
+        let calls =
+            lab.map(|lab| lab.counter("requests")).transpose()?.zip(before).map(|(after, before)| after - before);
         agent.stop()?;
         let note = format!("until {} s after the registration", SETTLED.as_secs());
         table.row("connections opened", f64::from(seen.connections), "", Some(1.0), &note)?;

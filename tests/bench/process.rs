@@ -23,6 +23,11 @@ impl Agent {
     /// Starts `binary` below `root`, with a copy of `bundle`; `settings` are lines of `defaults`.
     pub(crate) fn start(binary: &Path, root: &Path, bundle: &Bundle, settings: &str) -> anyhow::Result<Self> {
         bundle.copy(&root.join("etc/we-agent/payments"))?;
+        Self::spawn(binary, root, settings)
+    }
+
+    /// The same with the bundles that are below `root` already.
+    pub(crate) fn spawn(binary: &Path, root: &Path, settings: &str) -> anyhow::Result<Self> {
         // As systemd prepares a host for the service (RuntimeDirectory, StateDirectory).
         fs::create_dir_all(root.join("run/we-agent"))?;
         fs::create_dir_all(root.join("var/lib/we-agent"))?;
@@ -56,13 +61,19 @@ impl Agent {
     }
 
     pub(crate) fn is_registered(&self) -> anyhow::Result<bool> {
-        let Ok(mut socket) = UnixStream::connect(self.root.join("run/we-agent/admin.sock")) else { return Ok(false) };
-        socket.write_all(b"GET /status HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        let Ok(status) = self.told("/status") else { return Ok(false) };
+        let report: serde_json::Value = serde_json::from_str(&status)?;
+        Ok(report["workloads"][0]["registration"]["state"] == "registered")
+    }
+
+    /// What it answers on its socket.
+    pub(crate) fn told(&self, path: &str) -> anyhow::Result<String> {
+        let mut socket = UnixStream::connect(self.root.join("run/we-agent/admin.sock"))?;
+        socket.write_all(format!("GET {path} HTTP/1.1\r\nHost: bench\r\n\r\n").as_bytes())?;
         let mut answer = String::new();
         socket.read_to_string(&mut answer)?;
-        let (_, body) = answer.split_once("\r\n\r\n").context("no answer to /status")?;
-        let report: serde_json::Value = serde_json::from_str(body)?;
-        Ok(report["workloads"][0]["registration"]["state"] == "registered")
+        let (_, body) = answer.split_once("\r\n\r\n").with_context(|| format!("no answer to {path}"))?;
+        Ok(body.to_owned())
     }
 
     /// Looks twice a millisecond until `reached`.

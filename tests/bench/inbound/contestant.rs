@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     SOON,
-    control::{Bundle, Lab},
+    control::{Bundle, Lab, application as healthy, group},
     process::Agent,
 };
 use anyhow::{Context, bail};
@@ -87,8 +87,8 @@ impl Stage {
         let cores = Cores::split()?;
         let application = application::start()?;
         let port = free_port()?;
-        let lab = Lab::start(lab, &work.join("lab"), port, crate::control::application(0)?)?;
-        let bundle = lab.bundle(&work.join("bundle"))?;
+        let lab = Lab::start(lab, &work.join("lab"), &group(port, healthy(0)?, 10), &[])?;
+        let bundle = lab.bundle(&work.join("bundle"), "127.0.0.1")?;
         let published = work.join("published");
         fs::create_dir_all(&published)?;
         let first = Agent::start(agent, &work.join("first"), &bundle, "")?;
