@@ -78,7 +78,8 @@ impl Parts {
     pub(super) fn lose_failed(&mut self) -> bool {
         let before = self.running.len();
         self.running.retain(|running| {
-            let failed = running.task.is_finished();
+            // All are told at once when the daemon stops, and we may hear of the first end before we are told ourselves.
+            let failed = running.task.is_finished() && !running.stop.is_cancelled();
             if failed {
                 tracing::error!(
                     part = running.part.word(),
@@ -170,6 +171,18 @@ mod tests {
         assert!(!parts.lose_failed(), "the other one runs on");
         assert_eq!(parts.end_all().await, [Part::Journal]);
     }
+
+    #[tokio::test]
+    async fn one_that_was_told_to_end_has_not_failed() {
+        let (mut parts, stop) = (Parts::default(), CancellationToken::new());
+        let told = stop.clone();
+        parts.start(Part::Journal, Box::pin(async move { told.cancelled().await }), stop.clone(), None, Span::none());
+        stop.cancel();
+        parts.changed().await;
+        assert!(!parts.lose_failed());
+        assert_eq!(parts.end_all().await, [Part::Journal]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_that_hangs_is_dropped() {
         let (mut parts, begun) = (Parts::default(), tokio::time::Instant::now());
