@@ -7,23 +7,21 @@ use super::{
     offer::Offer,
 };
 use crate::time::Clock;
-use prost::Message;
+use bytes::Bytes;
 use std::time::SystemTime;
 use tokio::sync::watch;
 use tonic::Status;
 
 /// What a call asks for, and what it has been told. It never waits.
 pub(super) trait Method {
-    /// A message of the consumer.
-    type Request: Message + Default;
-    /// Bytes of one at most.
-    const MAX_REQUEST: usize;
+    /// Bytes of a request at most.
+    fn max_request(&self) -> usize;
 
     /// Takes in a request; none is their end.
     ///
     /// # Errors
     /// What the call ends with, when it cannot be answered.
-    fn hear(&mut self, request: Option<Self::Request>) -> Result<(), Status>;
+    fn hear(&mut self, request: Option<Bytes>) -> Result<(), Status>;
 
     /// What is to be said now.
     fn next(&mut self, offer: &Offer, now: SystemTime) -> Next;
@@ -45,9 +43,9 @@ pub(super) enum Next {
 /// Holds a call to its end. A consumer is heard whether or not it reads its answers; one that does not read is sent one
 /// and later only the newest, and nobody waits for it.
 #[expect(clippy::manual_async_fn, reason = "an async fn keeps its arguments twice, and consumers are many")]
-pub(super) fn hold<M: Method>(
-    mut method: M,
-    mut requests: Requests<M::Request>,
+pub(super) fn hold(
+    mut method: Box<dyn Method + Send>,
+    mut requests: Requests,
     mut answers: Answers,
     mut offers: watch::Receiver<Offer>,
     clock: Clock,

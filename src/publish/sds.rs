@@ -17,6 +17,7 @@ use super::{
     consumers::Seat,
     offer::{Name, Offer},
 };
+use bytes::Bytes;
 use std::{marker::PhantomData, time::SystemTime};
 use subscription::{Subscription, Verdict};
 use tonic::Status;
@@ -42,15 +43,17 @@ impl<R> Sds<R> {
 }
 
 impl<R: Request> Method for Sds<R> {
-    type Request = R;
     /// Envoy's first message is some 60 kB, for it lists its extensions; the most is four times that.
-    const MAX_REQUEST: usize = 256 << 10;
+    fn max_request(&self) -> usize {
+        256 << 10
+    }
 
-    fn hear(&mut self, request: Option<R>) -> Result<(), Status> {
+    fn hear(&mut self, request: Option<Bytes>) -> Result<(), Status> {
         let Some(request) = request else {
             self.asked = true;
             return Ok(());
         };
+        let request = R::decode(request).map_err(|error| Status::invalid_argument(format!("no request: {error}")))?;
         let ask = request.read()?;
         if let Some(node) = &ask.node {
             self.seat.named(node);

@@ -26,6 +26,7 @@ use super::{
     grpc::Framed,
     offer::{Encoded, Offer},
 };
+use bytes::Bytes;
 use http::HeaderMap;
 use std::{sync::Arc, time::SystemTime};
 use tonic::Status;
@@ -87,19 +88,20 @@ impl What {
 }
 
 impl Method for Updates {
-    /// Of the methods that are answered, none has anything in it.
-    type Request = ();
-    const MAX_REQUEST: usize = 8 << 10;
+    fn max_request(&self) -> usize {
+        8 << 10
+    }
 
-    fn hear(&mut self, request: Option<()>) -> Result<(), Status> {
+    /// Of the methods that are answered, no request has anything in it.
+    fn hear(&mut self, request: Option<Bytes>) -> Result<(), Status> {
         match (request, self.asked) {
-            (Some(()), false) => {
+            (Some(_), false) => {
                 self.asked = true;
                 self.seat.wants(&[self.what.as_str()]);
                 Ok(())
             }
             (None, true) => Ok(()),
-            (Some(()), true) | (None, false) => {
+            (Some(_), true) | (None, false) => {
                 Err(Status::unimplemented("the method takes one message, no more or less"))
             }
         }

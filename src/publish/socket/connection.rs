@@ -15,7 +15,7 @@ use crate::{
     proto::envoy::service::secret::v3::{DeltaSecretRequest, SecretRequest},
     publish::{
         authority::Adapter,
-        budget::{self, Budget, Share},
+        budget::{self, Budget},
         call::{self, Method},
         consumers::Consumers,
         grpc::{self, Answers, Requests},
@@ -146,24 +146,15 @@ async fn serve(stream: UnixStream, shutdown: &CancellationToken, answer: impl Fn
     }
 }
 
-/// What is offered.
-enum Begun {
-    Secrets(Sds<SecretRequest>),
-    DeltaSecrets(Sds<DeltaSecretRequest>),
-    Updates(Updates),
-}
-
 impl Services {
     /// The methods.
-    fn method(&self, head: &Parts) -> Result<Begun, Status> {
+    fn method(&self, head: &Parts) -> Result<Box<dyn Method + Send>, Status> {
         grpc::demand_plain(&head.headers)?;
         let seat = |protocol| self.consumers.seat(protocol);
         match head.uri.path().trim_start_matches('/').split_once('/').unwrap_or_default() {
-            (sds::SERVICE, "StreamSecrets") => Ok(Begun::Secrets(Sds::new(seat("sds")))),
-            (sds::SERVICE, "DeltaSecrets") => Ok(Begun::DeltaSecrets(Sds::new(seat("sds")))),
-            (workload_api::SERVICE, name) => {
-                Updates::new(name, &head.headers, seat("workload_api")).map(Begun::Updates)
-            }
+            (sds::SERVICE, "StreamSecrets") => Ok(Box::new(Sds::<SecretRequest>::new(seat("sds")))),
+            (sds::SERVICE, "DeltaSecrets") => Ok(Box::new(Sds::<DeltaSecretRequest>::new(seat("sds")))),
+            (workload_api::SERVICE, name) => Ok(Box::new(Updates::new(name, &head.headers, seat("workload_api"))?)),
             (service, name) => Err(Status::unimplemented(format!(
                 "{service:.64}/{name:.64}: here are StreamSecrets and DeltaSecrets of {} and {}",
                 sds::SERVICE,
@@ -172,27 +163,18 @@ impl Services {
         }
     }
 
-    /// Begins a call, if it is to one of them and there is room for it.
+    /// Begins a call on a task of its own, which ends with its stream, if it is to one of them and there is room for it.
     fn answer(&self, (request, call): Call, budget: &Budget) {
         let (head, body) = request.into_parts();
-        match self.method(&head).and_then(|method| Ok((method, budget.take(budget::CALL)?))) {
-            Ok((Begun::Secrets(method), room)) => self.hold(method, body, call, budget, room),
-            Ok((Begun::DeltaSecrets(method), room)) => self.hold(method, body, call, budget, room),
-            Ok((Begun::Updates(method), room)) => self.hold(method, body, call, budget, room),
+        let (method, room) = match self.method(&head).and_then(|method| Ok((method, budget.take(budget::CALL)?))) {
+            Ok(begun) => begun,
             Err(status) => {
                 self.consumers.turned_away("socket", "", &status);
-                grpc::refuse(call, status);
+                return grpc::refuse(call, status);
             }
-        }
-    }
-
-    /// On a task of its own, which ends with its stream.
-    fn hold<M>(&self, method: M, body: RecvStream, call: SendResponse<Bytes>, budget: &Budget, room: Share)
-    where
-        M: Method<Request: Send> + Send + 'static,
-    {
+        };
         let Ok(answers) = Answers::begin(call) else { return };
-        let requests = Requests::new(body, M::MAX_REQUEST, budget.clone());
+        let requests = Requests::new(body, method.max_request(), budget.clone());
         let held = call::hold(method, requests, answers, self.offers.clone(), self.clock, room);
         tokio::spawn(held.in_current_span());
     }

@@ -82,7 +82,7 @@ impl Story {
     /// A call that has asked.
     fn call(&self, name: &str) -> Updates {
         let mut call = Updates::new(name, &headers("true"), self.seat()).unwrap();
-        call.hear(Some(())).unwrap();
+        call.hear(Some(Bytes::new())).unwrap();
         call.hear(None).unwrap();
         call
     }
@@ -145,7 +145,7 @@ fn a_call_is_held_until_there_is_a_certificate_and_gets_one_message_per_change()
     let mut call = Updates::new("FetchX509SVID", &headers("true"), story.seat()).unwrap();
     let first = story.rotate();
     assert_eq!(story.svid(&mut call), None, "nothing was asked yet");
-    call.hear(Some(())).unwrap();
+    call.hear(Some(Bytes::new())).unwrap();
     assert_eq!(story.svid(&mut call), Some(chain(&first)));
 
     let mut story = Story::new();
@@ -254,13 +254,13 @@ fn every_call_needs_the_security_header_and_jwt_is_not_offered() {
 #[test]
 fn a_call_has_one_message() {
     let story = Story::new();
-    let asked = |messages: &[Option<()>]| {
+    let asked = |messages: &[Option<Bytes>]| {
         let mut call = Updates::new("FetchX509SVID", &headers("true"), story.seat()).unwrap();
-        messages.iter().try_for_each(|message| call.hear(*message)).err().map(|status| status.code())
+        messages.iter().try_for_each(|message| call.hear(message.clone())).err().map(|status| status.code())
     };
     assert_eq!(asked(&[None]), Some(Code::Unimplemented));
-    assert_eq!(asked(&[Some(()), None]), None);
-    assert_eq!(asked(&[Some(()), Some(())]), Some(Code::Unimplemented));
+    assert_eq!(asked(&[Some(Bytes::new()), None]), None);
+    assert_eq!(asked(&[Some(Bytes::new()), Some(Bytes::new())]), Some(Code::Unimplemented));
 }
 
 /// The socket, as small as it can be; dropping it ends every connection, as a crash does.
