@@ -10,15 +10,17 @@ use std::{
     collections::HashMap,
     ffi::{OsStr, OsString},
     future::pending,
-    panic::resume_unwind,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak},
+    thread,
     time::Duration,
 };
 use tokio::{
-    sync::{self, Semaphore, watch},
+    sync::{self, Semaphore, oneshot, watch},
     task::spawn_blocking,
-    time::{error::Elapsed, timeout},
+    time::{error::Elapsed, sleep, timeout},
 };
+use tracing::warn;
 
 /// How long a thread waits for more to do: those of a start follow each other.
 pub(crate) const IDLE: Duration = Duration::from_millis(100);
@@ -26,6 +28,9 @@ pub(crate) const IDLE: Duration = Duration::from_millis(100);
 const MOMENT: Duration = Duration::from_millis(20);
 /// More things than any configuration has: the number of threads is bounded by the things that they wait for.
 pub(crate) const MOST: usize = 1 << 16;
+
+/// From one try to get a thread to the next, where there was none.
+const AGAIN: Duration = Duration::from_millis(500);
 
 /// The turns of those who wait, by what they wait for.
 static TURNS: LazyLock<Mutex<HashMap<OsString, Weak<sync::Mutex<()>>>>> = LazyLock::new(Mutex::default);
@@ -37,17 +42,41 @@ static ONE: Semaphore = Semaphore::const_new(1);
 /// was begun goes on when nobody waits any more.
 pub(crate) async fn aside<T: Send + 'static>(what: impl AsRef<OsStr>, work: impl FnOnce() -> T + Send + 'static) -> T {
     let turn = turn(what.as_ref()).lock_owned().await;
-    let one = timeout(MOMENT, ONE.acquire()).await;
-    #[expect(clippy::disallowed_methods, reason = "this is the place")]
-    let done = spawn_blocking(move || {
-        let _held = (turn, one);
-        work()
+    let (one, (tell, told)) = (timeout(MOMENT, ONE.acquire()).await, oneshot::channel());
+    let begun = begin(move || {
+        let done = catch_unwind(AssertUnwindSafe(work));
+        drop((turn, one));
+        let _ = tell.send(done);
     });
-    match done.await.map_err(|error| error.try_into_panic()) {
-        Ok(done) => done,
+    if !begun {
+        warn!(
+            "the system gives no thread for {}, so that is late: see TasksMax= and the limits of the host",
+            what.as_ref().display()
+        );
+        tokio::spawn(begin_later());
+    }
+    match told.await {
+        Ok(Ok(done)) => done,
         // A bug stays a bug, wherever it ran.
-        Err(Ok(panic)) => resume_unwind(panic),
-        Err(Err(_)) => pending().await, // cancelled: the runtime is going down
+        Ok(Err(panic)) => resume_unwind(panic),
+        Err(_) => pending().await, // the runtime is going down
+    }
+}
+
+/// Whether there is a thread for it. If not, the runtime panics, but has it in its queue, from which the next thread takes it.
+fn begin(job: impl FnOnce() + Send + 'static) -> bool {
+    #[expect(clippy::disallowed_methods, reason = "this is the place")]
+    catch_unwind(AssertUnwindSafe(|| spawn_blocking(job))).is_ok()
+}
+
+/// Has a thread look into the queue as soon as there may be one: nobody else may be left who asks for one.
+async fn begin_later() {
+    loop {
+        sleep(AGAIN).await;
+        // Asked of the system first, for the runtime would panic once more.
+        if thread::Builder::new().spawn(|| {}).is_ok() && begin(|| {}) {
+            return;
+        }
     }
 }
 
