@@ -62,7 +62,7 @@
 //! |---|---|---|
 //! | `spiffe` | SPIFFE as types: trust domain, id, key, request, certificate, roots; what exists is valid. | – |
 //! | `yaml` | YAML that cannot grow, hide or nest for ever, with the place of whatever is wrong. | – |
-//! | `time` | A wall clock that notices a suspended VM, and backoff. | – |
+//! | `time` | A wall clock that notices a suspended VM, the beat of all looks, and backoff. | – |
 //! | `aside` | What may wait for ever, on a thread: one for each thing that can hang. | – |
 //! | `files` | The files of this host: where they are, the one door for those that others write, directories that are switched at once, noticing that one was replaced. | aside |
 //! | `host` | The machine and its kernel: who knocks, what names and routes mean, signals, limits, memory. | aside |
