@@ -62,13 +62,14 @@ impl Control {
         let xds = control_plane.xds;
         let control =
             Arc::new(Istiod::new(workload.clone(), credential, resolver, xds, membership, place.clone(), clock));
-        let kept = identity::run(control.clone(), wanted, facts, files.clone(), clock, post.stop.clone());
+        // Each has a place of its own: futures as large as both would pass over the stack, whose pages stay.
+        let kept = Box::pin(identity::run(control.clone(), wanted, facts, files.clone(), clock, post.stop.clone()));
         if workload.registers() {
-            let registered = async {
+            let registered = Box::pin(async {
                 // An entry keeps the locality that it was made with.
                 let _ = post.stop.run_until_cancelled(place.wait_for(|place| *place != Located::Soon)).await;
                 session::run(control, post, files, clock).await;
-            };
+            });
             tokio::join!(kept, registered);
         } else {
             kept.await;
