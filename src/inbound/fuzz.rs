@@ -95,19 +95,24 @@ pub(crate) fn records(context: &X509Context, bytes: &[u8]) {
 /// much. While nobody meddles with the wire, what is sent is what arrives.
 pub(crate) fn session(context: &X509Context, mut bytes: &[u8]) {
     let Some((mut client, mut server)) = Ends::of(context).and_then(shaken) else { return };
-    let (mut sent, mut meddled) = (Vec::new(), false);
+    let (mut sent, mut meddled, mut ended) = (Vec::new(), false, false);
     let mut wire = Vec::new();
     let mut sealed = vec![0; BATCH + 64 * 64];
     while let Some((&[what, amount], rest)) = bytes.split_first_chunk() {
         bytes = rest;
         let amount = usize::from(amount);
+        // Who has ended has nothing more to say.
+        meddled |= ended;
         match what % 8 {
             0 | 1 => {
                 let said = vec![what; amount * if what % 8 == 0 { 1 } else { 256 }];
                 sent.extend_from_slice(&said[..client.writer().write(&said).unwrap_or_default()]);
             }
             2 => drop(client.refresh_traffic_keys()),
-            3 => client.send_close_notify(),
+            3 => {
+                client.send_close_notify();
+                ended = true;
+            }
             4 => {
                 let (raw, rest) = bytes.split_at(bytes.len().min(amount));
                 (bytes, meddled) = (rest, true);
