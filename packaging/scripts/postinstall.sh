@@ -9,13 +9,12 @@ systemd-tmpfiles --create we-agent.conf || true
 
 # Whether this host allows it: on Debian an administrator may have a policy, which says 101 (invoke-rc.d(8)).
 allowed() {
-    [ ! -x /usr/sbin/policy-rc.d ] || /usr/sbin/policy-rc.d we-agent.service "$1" || [ $? -ne 101 ]
+    ! command -v policy-rc.d >/dev/null || policy-rc.d we-agent.service "$1" || [ $? -ne 101 ]
 }
 
 # Whether socket and path units are others than before (preinstall.sh).
 changed() {
     before=$(cat /run/we-agent.units 2>/dev/null || true)
-    rm -f /run/we-agent.units
     [ -n "$before" ] && [ "$before" != "$(cd /usr/lib/systemd/system && set +f && cksum we-agent*.path we-agent*.socket)" ]
 }
 

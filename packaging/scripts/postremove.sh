@@ -3,7 +3,7 @@
 set -e
 case $1 in
 remove | 0)
-    rm -rf /run/we-agent /run/we-agent-sockets
+    rm -rf /run/we-agent /run/we-agent-sockets /run/we-agent.units
     rmdir --ignore-fail-on-non-empty /etc/we-agent || true
     if [ -d /run/systemd/system ]; then
         systemctl daemon-reload

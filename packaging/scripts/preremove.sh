@@ -7,7 +7,7 @@ units='we-agent-permit.path we-agent-reload@*.path we-agent-exec.socket we-agent
 
 # As in postinstall.sh.
 allowed() {
-    [ ! -x /usr/sbin/policy-rc.d ] || /usr/sbin/policy-rc.d we-agent.service "$1" || [ $? -ne 101 ]
+    ! command -v policy-rc.d >/dev/null || policy-rc.d we-agent.service "$1" || [ $? -ne 101 ]
 }
 
 case $1 in
