@@ -14,11 +14,11 @@ use std::{
 /// More supplementary groups than this the kernel gives nobody (`NGROUPS_MAX`).
 const MAX_GROUPS: usize = 65_536;
 
-/// Bytes; what is as large comes from the kernel and goes back there ([`spare_memory`]).
+/// Bytes; what is as large comes from the kernel and goes back there, where nothing in the heap fits ([`spare_memory`]).
 pub(crate) const LARGE: usize = 16 << 10;
 
 /// The system's allocator, but what is given back is wiped first: no secret outlives its owner, whichever library had a copy
-/// of it and let go. What comes from the kernel and goes back there leaves nothing behind, and is spared the work.
+/// of it and let go. Large blocks, too: glibc takes them from where others have been as readily as from the kernel.
 #[derive(Debug)]
 pub struct Wiping;
 
@@ -35,9 +35,7 @@ unsafe impl GlobalAlloc for Wiping {
 
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         unsafe {
-            if layout.size() < LARGE || cfg!(not(target_env = "gnu")) {
-                libc::explicit_bzero(block.cast(), layout.size());
-            }
+            libc::explicit_bzero(block.cast(), layout.size());
             System.dealloc(block, layout);
         }
     }
