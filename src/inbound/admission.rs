@@ -2,6 +2,7 @@
 //! bound, the oldest of the address with the most gives way. Of IPv6, whoever has one address has a network of them.
 
 use std::{
+    cmp::Reverse,
     collections::{HashMap, VecDeque},
     net::{IpAddr, Ipv6Addr},
     sync::{Arc, Mutex, PoisonError},
@@ -47,13 +48,14 @@ impl Admission {
         let address = origin(address);
         let (sender, evicted) = oneshot::channel();
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.count >= self.most {
-            table.evict();
-        }
         let number = table.next;
         table.next += 1;
         table.count += 1;
         table.by_address.entry(address).or_default().push_back((number, sender));
+        // Who comes counts, too: else, where each has one, whoever comes twice would cost another the place.
+        if table.count > self.most {
+            table.evict();
+        }
         Ticket { table: self.table.clone(), address, number, evicted }
     }
 }
@@ -67,10 +69,10 @@ fn origin(address: IpAddr) -> IpAddr {
 }
 
 impl Table {
-    /// Ends the oldest handshake of the address with the most, if there is any.
+    /// Ends the oldest handshake of the address with the most, if there is any; of those with as many, the oldest of all.
     fn evict(&mut self) -> bool {
-        let busiest = self.by_address.iter().max_by_key(|(_, tickets)| tickets.len()).map(|(address, _)| *address);
-        let oldest = busiest.and_then(|address| Some((address, self.by_address.get(&address)?.front()?.0)));
+        let each = self.by_address.iter().filter_map(|(at, held)| Some((held.len(), Reverse(held.front()?.0), *at)));
+        let oldest = each.max().map(|(_, Reverse(number), address)| (address, number));
         let Some(sender) = oldest.and_then(|(address, number)| self.remove(address, number)) else { return false };
         let _ = sender.send(()); // it may have ended by itself just now
         true
