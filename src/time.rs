@@ -200,7 +200,8 @@ mod tests {
         };
         let (one, other, stride) = tokio::join!(look(0, BEAT), look(1234, BEAT), look(7777, STRIDE));
         assert!((19..=21).contains(&one.len()), "{}", one.len());
-        assert!(other.iter().chain(&stride).all(|moment| one.contains(moment)), "{one:?} {other:?} {stride:?}");
+        let mut seen = other.iter().chain(&stride).filter(|moment| **moment < minute);
+        assert!(seen.all(|moment| one.contains(moment)), "{one:?} {other:?} {stride:?}");
         assert!(one.windows(2).all(|pair| (pair[1] - pair[0]).abs_diff(BEAT) <= Duration::from_millis(2)), "{one:?}");
     }
 
