@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http_body_util::Empty;
 use std::time::Duration;
 use tokio::{
-    io::{AsyncWriteExt as _, DuplexStream},
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     time::timeout,
 };
 use url::Url;
@@ -14,11 +14,13 @@ use url::Url;
 /// Longer than any probe here takes.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// An application that answers `bytes` to whatever it is asked, and hangs up.
-async fn application(bytes: &[u8]) -> DuplexStream {
+/// An application that answers `bytes` to whatever it is asked, once it is, and hangs up.
+fn application(bytes: &[u8]) -> DuplexStream {
     let (ours, mut theirs) = tokio::io::duplex(1 << 20);
-    let _ = theirs.write_all(bytes).await;
+    let bytes = bytes.to_vec();
     tokio::spawn(async move {
+        let _ = theirs.read_u8().await;
+        let _ = theirs.write_all(&bytes).await;
         tokio::time::sleep(Duration::from_secs(1)).await;
         drop(theirs);
     });
@@ -27,7 +29,7 @@ async fn application(bytes: &[u8]) -> DuplexStream {
 
 /// An answer to the HTTP probe, and where it leads.
 pub(crate) async fn http(bytes: &[u8]) {
-    let stream = application(bytes).await;
+    let stream = application(bytes);
     let answer = timeout(PATIENCE, http::send(stream, Request::new(Empty::<Bytes>::new()))).await;
     let (Ok(Ok(answer)), Ok(from)) = (answer, Url::parse("https://10.0.0.1:8080/ready")) else { return };
     if let Some(location) = http::redirect(&answer) {
@@ -37,6 +39,6 @@ pub(crate) async fn http(bytes: &[u8]) {
 
 /// An answer to the gRPC probe.
 pub(crate) async fn grpc(bytes: &[u8]) {
-    let stream = application(bytes).await;
+    let stream = application(bytes);
     let _ = timeout(PATIENCE, grpc::check(stream, "127.0.0.1:8080", "", PATIENCE)).await;
 }
