@@ -11,8 +11,8 @@
 //!   the connection; so is the end of a message with a key, when flow control cuts it less than 256 bytes before its end. What
 //!   is longer, `h2` sends from the memory of its owner.
 //! - The kernel has what is in sockets and in files, and a reader of ours has what it was given.
-//! - Swap. A key that is swapped out is on this host's disk as it is in `/var/lib/we-agent`; the README says what keeps it off.
-//!   Locking all memory would also lock stacks that are never used, and leave out the files in `/run`, which are swapped alike.
+//! - Swap. The unit forbids it (`MemorySwapMax=`); without the unit, a key that is swapped out is on this host's disk as it is in
+//!   `/var/lib/we-agent`. Locking all memory would also lock stacks that are never used, and leave out the files in `/run`.
 
 use super::raw;
 use nix::sys::prctl;
