@@ -228,7 +228,7 @@ fn dispatch(cli: Cli) -> anyhow::Result<()> {
     }
 }
 
-/// One thread is enough: nothing here computes for long. What is still done [aside](crate::aside) at the end (a name service
+/// One thread is enough: nothing here computes for long. What is still done [aside] at the end (a name service
 /// that hangs) is not waited for: who writes has waited for that itself.
 fn wait_for(task: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
