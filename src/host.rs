@@ -13,7 +13,7 @@ mod signal;
 pub(crate) use raw::LARGE;
 
 pub use limit::{descriptor_limit, raise_descriptor_limit};
-pub use local::{Local, LocalStream, undelivered};
+pub use local::{Local, LocalStream, undelivered, unread};
 pub use memory::{hide_memory, spare_memory};
 pub use orphans::reap_orphans;
 pub use peer::{Account, Allow, Peer, user_name};

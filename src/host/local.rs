@@ -1,10 +1,11 @@
 //! A place on this host alone where a program listens.
 
 use super::raw;
+use nix::sys::socket::{MsgFlags, recv};
 use std::{
     fmt, io,
     net::SocketAddr,
-    os::fd::AsFd,
+    os::fd::{AsFd, AsRawFd},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -69,6 +70,12 @@ pub fn undelivered(stream: &TcpStream) -> usize {
     }
 }
 
+/// Whether something has come that nobody has read, or the end of it. The kernel is asked, and not who waits for it: that one
+/// may not have been told yet.
+pub fn unread(stream: &TcpStream) -> bool {
+    recv(stream.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT).is_ok()
+}
+
 impl fmt::Display for Local {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -83,8 +90,26 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use nix::sys::socket::{Backlog, listen};
-    use std::os::unix::net::UnixListener;
+    use std::{io::Write as _, os::unix::net::UnixListener};
     use tokio::time::timeout;
+
+    #[tokio::test]
+    async fn what_has_come_is_known_before_anybody_is_told() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (ours, mut theirs) = {
+            let theirs = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            (listener.accept().unwrap().0, theirs)
+        };
+        ours.set_nonblocking(true).unwrap();
+        let ours = TcpStream::from_std(ours).unwrap();
+        assert!(!unread(&ours));
+        // On loopback it is there when the call returns; no turn of the event loop comes between.
+        theirs.write_all(b"ping").unwrap();
+        assert!(unread(&ours));
+        ours.readable().await.unwrap();
+        assert_eq!(ours.try_read(&mut [0; 9]).unwrap(), 4);
+        assert!(!unread(&ours));
+    }
 
     #[tokio::test]
     async fn a_full_backlog_is_waited_for() {

@@ -33,6 +33,8 @@ use tokio::{
 const CONNECT: Duration = Duration::from_secs(3);
 /// From the last sign of life to the first question whether the peer is there, and from one to the next; then it is gone.
 const KEEPALIVE: (u32, u32, u32) = (60, 10, 6);
+/// For what has come to be heard, before a quiet connection is ended.
+const SHORTLY: Duration = Duration::from_millis(10);
 
 /// Counts a connection for as long as it is open.
 pub(super) struct Open(Arc<Shared>);
@@ -181,6 +183,8 @@ async fn pumped(pump: &mut Pump, shared: &Shared) -> End {
         deadlines.stop = ending(*phase.borrow_and_update());
         match deadlines.next(Instant::now(), pump.moved, pump.doing()) {
             Next::Look(at) => wake.as_mut().reset(at.into()),
+            // A request that is here already is not to be lost to the order in which we hear of it and of the end.
+            Next::End(End::Quiet) if pump.is_called() => wake.as_mut().reset((Instant::now() + SHORTLY).into()),
             Next::End(end) => return end,
         }
         tokio::select! {

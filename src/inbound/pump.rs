@@ -10,7 +10,7 @@ use super::{
     tls::{Buffers, MOST_RECORD, Tls, with_buffers},
 };
 use crate::{
-    host::{LocalStream, undelivered},
+    host::{LocalStream, undelivered, unread},
     status::InboundCounters,
 };
 use std::{
@@ -118,6 +118,11 @@ impl Pump {
             () if self.asked || (self.inward.ended && !self.outward.ended) => Doing::Owes,
             () => Doing::Rests,
         }
+    }
+
+    /// Whether the peer has said something that nobody has heard yet.
+    pub(super) fn is_called(&self) -> bool {
+        !self.inward.ended && unread(&self.peer)
     }
 
     /// Ends a connection on which nothing is on its way, in order: both ends learn that no more will come.

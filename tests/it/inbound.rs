@@ -20,19 +20,30 @@ use crate::{
 };
 use client::{Pod, WEB};
 use nix::sys::signal::Signal;
-use std::{fmt::Display, net::SocketAddr, time::Duration};
+use std::{
+    fmt::Display,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     task::JoinHandle,
     time::timeout,
 };
+use tokio_util::io::InspectReader;
 use we_agent::status::{IdentityState, InboundReport};
 use we_lab::Lab;
 
 /// An application without TLS.
 struct Echo {
     address: SocketAddr,
+    /// How many bytes it has got.
+    heard: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -41,17 +52,23 @@ impl Echo {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
+        let heard = Arc::new(AtomicUsize::new(0));
+        let counter = heard.clone();
         let task = tokio::spawn(async move {
             loop {
-                let (mut stream, _) = listener.accept().await.unwrap();
+                let (stream, _) = listener.accept().await.unwrap();
+                let heard = counter.clone();
                 tokio::spawn(async move {
-                    let (mut read, mut write) = stream.split();
+                    let (read, mut write) = stream.into_split();
+                    let mut read = InspectReader::new(read, move |bytes| {
+                        heard.fetch_add(bytes.len(), Relaxed);
+                    });
                     let _ = tokio::io::copy(&mut read, &mut write).await;
                     let _ = write.shutdown().await;
                 });
             }
         });
-        Self { address, task }
+        Self { address, heard, task }
     }
 }
 

@@ -36,6 +36,9 @@ const LOOK: Duration = Duration::from_millis(5);
 /// ended long before its next request, on a busy machine too.
 const PAUSE: Duration = Duration::from_millis(1500);
 
+/// How a connection that was ended looks to who has said something meanwhile.
+const GONE: [io::ErrorKind; 2] = [io::ErrorKind::ConnectionReset, io::ErrorKind::BrokenPipe];
+
 /// A VM whose listener is at `at`.
 fn vm(lab: &Lab, at: SocketAddr, forward: SocketAddr) -> Host {
     let inbound = format!("inbound: [{{listen: '{at}', forward: '{forward}', drainTimeout: 1200ms}}]");
@@ -68,7 +71,8 @@ struct Callers {
 enum Call {
     New,
     Kept,
-    /// A kept connection was ended in order between two requests.
+    /// A kept connection was ended in order between two requests, or while the next one was on its way here: nobody has heard
+    /// that, and whoever keeps connections asks again.
     Ended,
 }
 
@@ -110,11 +114,14 @@ impl Callers {
         }
     }
 
-    /// What went wrong, and how many kept connections were ended.
-    async fn end(mut self) -> (Vec<String>, usize) {
+    /// What went wrong, and how many kept connections were ended. Of `before` on, the application heard what was answered, and
+    /// nothing else.
+    async fn end(mut self, echo: &Echo, before: usize) -> (Vec<String>, usize) {
         self.done.store(true, Ordering::Relaxed);
         while self.tasks.join_next().await.is_some() {}
         let errors = self.calls.lock().unwrap().iter().filter_map(|call| call.clone().err()).collect();
+        let answered = 4 * (self.count(Call::New) + self.count(Call::Kept));
+        assert_eq!(echo.heard.load(Ordering::Relaxed) - before, answered, "a call was heard and not answered");
         (errors, self.count(Call::Ended))
     }
 }
@@ -123,8 +130,19 @@ impl Callers {
 async fn keep(pod: &Pod, at: SocketAddr, done: &AtomicBool, told: impl Fn(Call)) -> io::Result<()> {
     let mut stream = timeout(SOON, pod.connect(at)).await??;
     while !done.load(Ordering::Relaxed) {
-        stream.write_all(b"ping").await?;
-        timeout(SOON, stream.read_exact(&mut [0; 4])).await??;
+        let mut answer = [0; 4];
+        let said = match stream.write_all(b"ping").await {
+            Ok(()) => timeout(SOON, stream.read(&mut answer)).await?,
+            Err(error) => Err(error),
+        };
+        match said {
+            Ok(n @ 1..) => timeout(SOON, stream.read_exact(&mut answer[n..])).await?.map(drop)?,
+            Err(error) if !GONE.contains(&error.kind()) => return Err(error),
+            Ok(0) | Err(_) => {
+                told(Call::Ended);
+                return Ok(());
+            }
+        }
         told(Call::Kept);
         match timeout(PAUSE, stream.read(&mut [0])).await {
             Err(_) => {}
@@ -152,6 +170,7 @@ async fn a_socket_unit_lets_a_restart_refuse_nobody() {
     while pod.try_echo(at, b"ping").await.is_err() {
         assert!(Instant::now() < end, "{}", std::fs::read_to_string(host.path("/daemon.log")).unwrap());
     }
+    let before = echo.heard.load(Ordering::Relaxed);
     let callers = Callers::start(&lab, at);
     for _ in 0..3 {
         callers.until_more(5).await;
@@ -159,7 +178,7 @@ async fn a_socket_unit_lets_a_restart_refuse_nobody() {
         daemon = start(&host, passed());
     }
     callers.until_more(5).await;
-    let (errors, ended) = callers.end().await;
+    let (errors, ended) = callers.end(&echo, before).await;
     assert!(errors.is_empty(), "{errors:?}");
     assert!(ended >= 3 * CALLERS, "{ended} connections were ended in order");
     stop(daemon).await;
@@ -193,10 +212,11 @@ async fn a_socket_of_our_own_is_kept_and_let_go_when_nobody_wants_it() {
     }
     stop(first).await;
     // Nobody runs, and nobody is refused.
+    let before = echo.heard.load(Ordering::Relaxed);
     let callers = Callers::start(&lab, at);
     let second = start(&host, launch(&name, socket.try_clone().unwrap()));
     callers.until_more(5).await;
-    let (errors, _) = callers.end().await;
+    let (errors, _) = callers.end(&echo, before).await;
     assert!(errors.is_empty(), "{errors:?}");
     stop(second).await;
     // The listener is not configured any more.
