@@ -113,9 +113,9 @@ impl Drop for Agent {
 /// What a process has used, and what it holds.
 #[derive(Debug)]
 pub(crate) struct Sample {
-    /// On a processor, all threads.
+    /// On a processor, all threads that there are; what was done by one that has ended is in [`used`] alone.
     pub(crate) cpu: Duration,
-    /// Voluntary and not, all threads.
+    /// Voluntary and not, of the same.
     pub(crate) switches: u64,
     pub(crate) threads: u64,
     /// Bytes.
@@ -132,10 +132,11 @@ impl Sample {
         let (mut cpu, mut switches) = (Duration::ZERO, 0);
         for task in fs::read_dir(proc.join("task"))? {
             let task = task?.path();
-            let times = fs::read_to_string(task.join("schedstat"))?;
+            let read = |file| fs::read_to_string(task.join(file));
+            // A thread may end at any moment.
+            let (Ok(times), Ok(status)) = (read("schedstat"), read("status")) else { continue };
             let nanoseconds = times.split(' ').next().context("schedstat")?.parse()?;
             cpu += Duration::from_nanos(nanoseconds);
-            let status = fs::read_to_string(task.join("status"))?;
             switches += field(&status, "voluntary_ctxt_switches")? + field(&status, "nonvoluntary_ctxt_switches")?;
         }
         Ok(Self {
