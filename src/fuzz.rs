@@ -58,8 +58,8 @@ pub const DOORS: &[(&str, Door)] = &[
     ("socket-authority", |bytes| settled(run(publish::fuzz::authority(bytes)))),
     // Callers.
     ("inbound-hello", inbound::fuzz::hello),
-    ("inbound-records", |bytes| inbound::fuzz::records(&IDENTITY, bytes)),
-    ("inbound-session", |bytes| inbound::fuzz::session(&IDENTITY, bytes)),
+    ("inbound-records", |bytes| inbound::fuzz::records(&IDENTITY, health::fuzz::anybody, bytes)),
+    ("inbound-session", |bytes| inbound::fuzz::session(&IDENTITY, health::fuzz::anybody, bytes)),
     // This host.
     ("bus", |bytes| settled(run(bus(bytes)))),
     ("admin", |bytes| settled(run(admin::fuzz::requests(bytes)))),

@@ -1,9 +1,10 @@
 //! What an application answers to a probe.
 
-use super::{grpc, http};
+use super::{grpc, http, tls};
 use ::http::{HeaderMap, Request};
 use bytes::Bytes;
 use http_body_util::Empty;
+use rustls::ClientConfig;
 use std::time::Duration;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
@@ -41,4 +42,9 @@ pub(crate) async fn http(bytes: &[u8]) {
 pub(crate) async fn grpc(bytes: &[u8]) {
     let stream = application(bytes);
     let _ = timeout(PATIENCE, grpc::check(stream, "127.0.0.1:8080", "", PATIENCE)).await;
+}
+
+/// A client that takes any server, as a probe does.
+pub(crate) fn anybody() -> Option<ClientConfig> {
+    tls::connector(false).ok().map(|connector| ClientConfig::clone(connector.config()))
 }

@@ -36,7 +36,7 @@ impl Tls {
     }
 }
 
-fn connector(verify: bool) -> Result<TlsConnector, String> {
+pub(super) fn connector(verify: bool) -> Result<TlsConnector, String> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let schemes = provider.signature_verification_algorithms.supported_schemes();
     let builder = ClientConfig::builder_with_provider(provider)

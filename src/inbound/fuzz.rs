@@ -7,16 +7,16 @@ use super::{
 };
 use crate::spiffe::X509Context;
 use rustls::{
-    ClientConfig, ClientConnection, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    crypto::aws_lc_rs,
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    ClientConfig, ClientConnection, ServerConfig, client::Resumption, pki_types::ServerName, sign::SingleCertAndKey,
 };
 use std::{
     io::{Read as _, Write as _},
     sync::{Arc, OnceLock},
     time::SystemTime,
 };
+
+/// Makes a client that takes any server.
+type Anybody = fn() -> Option<ClientConfig>;
 
 /// Both ends of the connections here.
 struct Ends {
@@ -25,23 +25,17 @@ struct Ends {
 }
 
 impl Ends {
-    /// Those of `context`, made once: both ends show the same certificate.
-    fn of(context: &X509Context) -> Option<&'static Self> {
+    /// Those of `context`, made once: both ends show the same certificate, and the client is one that takes `anybody`.
+    fn of(context: &X509Context, anybody: Anybody) -> Option<&'static Self> {
         static ENDS: OnceLock<Option<Ends>> = OnceLock::new();
-        ENDS.get_or_init(|| Self::new(context)).as_ref()
+        ENDS.get_or_init(|| Self::new(context, anybody()?)).as_ref()
     }
 
-    fn new(context: &X509Context) -> Option<Self> {
+    fn new(context: &X509Context, mut client: ClientConfig) -> Option<Self> {
         let guard = Arc::new(Guard::new(context.svid.id(), &[]));
         let keys = Keys::new(context, None, &guard, SystemTime::now()).ok()?;
-        let (chain, key) = (context.svid.chain().to_vec(), context.svid.key().pkcs8().clone_key());
-        let mut client = ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-            .with_safe_default_protocol_versions()
-            .ok()?
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody))
-            .with_client_auth_cert(chain, key)
-            .ok()?;
+        client.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(context.svid.pair()));
+        client.resumption = Resumption::default();
         client.alpn_protocols = vec![b"istio".to_vec(), b"h2".to_vec()];
         Some(Self { server: keys.config([&b"h2"[..]].into_iter())?, client: Arc::new(client) })
     }
@@ -84,8 +78,8 @@ impl Server {
 }
 
 /// A connection from its first byte, in pieces of the first byte in fours.
-pub(crate) fn records(context: &X509Context, bytes: &[u8]) {
-    let Some(mut server) = Ends::of(context).and_then(|ends| Server::new(&ends.server)) else { return };
+pub(crate) fn records(context: &X509Context, anybody: Anybody, bytes: &[u8]) {
+    let Some(mut server) = Ends::of(context, anybody).and_then(|ends| Server::new(&ends.server)) else { return };
     let Some((&piece, wire)) = bytes.split_first() else { return };
     let _ = wire.chunks(usize::from(piece).max(1) * 4).all(|piece| server.take(piece));
     assert!(server.plain.is_empty(), "nobody was let in");
@@ -93,8 +87,8 @@ pub(crate) fn records(context: &X509Context, bytes: &[u8]) {
 
 /// A connection after its handshake, as a list of what happens on it: each a byte that says what, and one that says how
 /// much. While nobody meddles with the wire, what is sent is what arrives.
-pub(crate) fn session(context: &X509Context, mut bytes: &[u8]) {
-    let Some((mut client, mut server)) = Ends::of(context).and_then(shaken) else { return };
+pub(crate) fn session(context: &X509Context, anybody: Anybody, mut bytes: &[u8]) {
+    let Some((mut client, mut server)) = Ends::of(context, anybody).and_then(shaken) else { return };
     let (mut sent, mut meddled, mut ended) = (Vec::new(), false, false);
     let mut wire = Vec::new();
     let mut sealed = vec![0; BATCH + 64 * 64];
@@ -173,43 +167,4 @@ fn heard(client: &mut ClientConnection, server: &mut Server) -> bool {
     }
     server.out.clear();
     true
-}
-
-/// Takes any server.
-#[derive(Debug)]
-struct Anybody;
-
-impl ServerCertVerifier for Anybody {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
-    }
 }
