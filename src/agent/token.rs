@@ -11,19 +11,21 @@ use std::{fs, os::unix::fs::MetadataExt, path::Path};
 #[derive(Debug)]
 pub(super) struct TokenLook {
     token: TokenFile,
-    files: Versions,
-    first: bool,
+    /// Which ones were looked at last.
+    seen: Option<Versions>,
 }
 
 impl TokenLook {
     pub(super) fn new(token: &TokenFile) -> Self {
-        Self { token: token.clone(), files: Versions::of(token.paths()), first: true }
+        Self { token: token.clone(), seen: None }
     }
 
     pub(super) fn look(&mut self, workload: &str, root: &Root) {
-        if !self.files.have_changed() && !std::mem::take(&mut self.first) {
+        let files = Versions::of(self.token.paths());
+        if self.seen.as_ref() == Some(&files) {
             return;
         }
+        self.seen = Some(files);
         let file = self.token.current();
         if is_denied(file) {
             tracing::warn!(
