@@ -57,6 +57,17 @@ async fn talk_until_dropped(daemon: &Daemon<'_>, host: &Host, app: &App, before:
     }
 }
 
+/// A daemon that says all it can into a pipe of one page, which is full after a few dozen lines; and who may read it.
+async fn talkative(host: &Host) -> (Daemon<'_>, PipeReader) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    let mut command = we_agent(host);
+    command.args(["run", "--log-level", "trace,h2=trace"]).stdout(Stdio::null()).stderr(writer);
+    let daemon = Daemon::spawn(host, command);
+    daemon.until("payments", |w| w.ready).await;
+    (daemon, reader)
+}
+
 #[tokio::test]
 async fn a_reader_that_has_stopped_stops_nobody() {
     let app = App::start().await;
@@ -64,13 +75,7 @@ async fn a_reader_that_has_stopped_stops_nobody() {
     let lab = Lab::builder().group(Group::new("vms", "payments").probe(probe)).spawn().await.unwrap();
     let host = Host::new().bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"));
     let host = host.config("admin: {address: off}\n");
-    // A pipe of one page is full after a few dozen lines.
-    let (reader, writer) = std::io::pipe().unwrap();
-    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
-    let mut command = we_agent(&host);
-    command.args(["run", "--log-level", "trace,h2=trace"]).stdout(Stdio::null()).stderr(writer);
-    let daemon = Daemon::spawn(&host, command);
-    daemon.until("payments", |w| w.ready).await;
+    let (daemon, reader) = talkative(&host).await;
     let first = talk_until_dropped(&daemon, &host, &app, 0).await;
 
     // It reads on, and is told what it has missed.
@@ -99,12 +104,7 @@ async fn a_thread_writes_only_while_the_reader_is_behind() {
     let lab = Lab::builder().group(Group::new("vms", "payments")).spawn().await.unwrap();
     let host = Host::new().bundle("payments", &lab.bundle("vms", "payments").internal_ip("127.0.0.1"));
     let host = host.config("admin: {address: off}\n");
-    let (reader, writer) = std::io::pipe().unwrap();
-    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
-    let mut command = we_agent(&host);
-    command.args(["run", "--log-level", "trace,h2=trace"]).stdout(Stdio::null()).stderr(writer);
-    let daemon = Daemon::spawn(&host, command);
-    daemon.until("payments", |w| w.ready).await;
+    let (daemon, reader) = talkative(&host).await;
     assert!(writes_aside(&daemon));
     thread::spawn(move || BufReader::new(reader).lines().map(Result::unwrap).for_each(drop));
     let mut look = interval(Duration::from_millis(50));
