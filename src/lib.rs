@@ -11,7 +11,7 @@
 //! Beside the loops, `inbound` answers the mesh for an application that speaks no TLS, on threads that are there only for
 //! that.
 //!
-//! Everything else is a leaf that they stand on (`spiffe`, `yaml`, `time`, `aside`, `files`, `host`, `systemd`, `command`, `proto`) or the shell around them (`config`,
+//! Everything else is a leaf that they stand on (`spiffe`, `yaml`, `text`, `time`, `aside`, `files`, `host`, `systemd`, `command`, `proto`) or the shell around them (`config`,
 //! `telemetry`, `admin`, `agent`, `cli`).
 //!
 //! # The picture
@@ -62,14 +62,15 @@
 //! |---|---|---|
 //! | `spiffe` | SPIFFE as types: trust domain, id, key, request, certificate, roots; what exists is valid. | – |
 //! | `yaml` | YAML that cannot grow, hide or nest for ever, with the place of whatever is wrong. | – |
+//! | `text` | What others sent us, fit for a line of ours. | – |
 //! | `time` | A wall clock that notices a suspended VM, the beat of all looks, and backoff. | – |
 //! | `aside` | What may wait for ever, on a thread: one for each thing that can hang. | – |
 //! | `files` | The files of this host: where they are, the one door for those that others write, directories that are switched at once, noticing that one was replaced. | aside |
 //! | `host` | The machine and its kernel: who knocks, what names and routes mean, signals, limits, memory. | aside |
-//! | `systemd` | The service manager: what it is told and asked, the sockets it keeps, the units it reloads for us. | files, host |
-//! | `command` | Somebody's command: without a shell, bounded, leaving nothing behind. | host |
+//! | `systemd` | The service manager: what it is told and asked, the sockets it keeps, the units it reloads for us. | text, files, host |
+//! | `command` | Somebody's command: without a shell, bounded, leaving nothing behind. | text, host |
 //! | `proto` | The few messages of CA, ADS and health that we use; generated, checked fresh by a test. | – |
-//! | `telemetry` | What the daemon says: journal, text or JSON. | – |
+//! | `telemetry` | What the daemon says: journal, text or JSON. | text |
 //! | `workload` | The Istio objects that we touch, and what one workload is. | spiffe, proto |
 //! | `status` | The vocabulary of facts, and all of them as one report. | spiffe, workload |
 //! | `locality` | Where this host stands: given, or asked of the platform. | files, status, time, workload |
@@ -79,12 +80,12 @@
 //! | `identity` | The loop that owns the certificate: decide, sign, verify, keep, tell. | spiffe, control, status, aside, files, time, workload |
 //! | `health` | The loop that owns the verdict: probes and a threshold. | proto, status, host, command, time, workload |
 //! | `session` | The loop that owns the registration: hold a session, resume it. | control, status, files, time |
-//! | `publish` | How a certificate leaves the daemon: files, switched at once, a socket, and hooks that tell the programs. | spiffe, proto, status, aside, files, host, systemd, command, time |
+//! | `publish` | How a certificate leaves the daemon: files, switched at once, a socket, and hooks that tell the programs. | spiffe, text, proto, status, aside, files, host, systemd, command, time |
 //! | `inbound` | Mutual TLS for an application that speaks none: who may call, and moving the bytes. | spiffe, status, host, systemd, command, time |
 //! | `config` | Our own YAML file: strict, optional, every mistake told with its place. | spiffe, yaml, files, host, systemd, locality, telemetry, workload, publish, inbound |
 //! | `admin` | Status on a unix socket, readiness and metrics on loopback, READY and STATUS to systemd. | status, files, systemd, telemetry |
 //! | `agent` | Wiring, and the order of starting and stopping; the only room that knows all others. | spiffe, time, aside, files, host, systemd, command, telemetry, workload, status, config, bundle, address, locality, control, identity, health, session, publish, inbound, admin |
-//! | `cli` | The words of the command line and the exit statuses. | config, bundle, status, aside, files, host, systemd, command, telemetry, admin, agent |
+//! | `cli` | The words of the command line and the exit statuses. | text, config, bundle, status, aside, files, host, systemd, command, telemetry, admin, agent |
 //! | `fuzz` | Every door through which something from outside comes in, by name, for the fuzzer; in no program (feature `fuzz`). | spiffe, files, host, systemd, command, workload, config, bundle, control, identity, health, publish, inbound, admin |
 //!
 //! # Where to begin
@@ -118,6 +119,7 @@ pub mod spiffe;
 pub mod status;
 pub mod systemd;
 pub mod telemetry;
+mod text;
 pub mod time;
 pub mod workload;
 mod yaml;

@@ -13,7 +13,6 @@ mod queue;
 mod record;
 mod sink;
 mod stderr;
-mod text;
 mod throttle;
 
 pub use filter::LogFilter;

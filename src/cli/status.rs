@@ -7,6 +7,7 @@ use crate::{
         ConsumerReport, InboundReport, MembershipReport, MembershipState, Mood, ReloadReport, ReloadState, Report,
         State, Timestamp, TokenState, WorkloadReport,
     },
+    text::one_line,
 };
 use anstyle::{AnsiColor, Style};
 use bytes::Bytes;
@@ -277,7 +278,7 @@ fn wrong(out: &mut String, cause: &str) {
 
 /// Texts from elsewhere do not steer the terminal.
 fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    one_line(text, usize::MAX)
 }
 
 /// `in 11h 58m`, `3m 2s ago`: the two largest units.

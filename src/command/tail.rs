@@ -1,5 +1,6 @@
 //! What a command says: all of it is read, so that it never waits, and the end of it is kept.
 
+use crate::text::one_line;
 use nix::unistd::read;
 use std::{
     convert::Infallible,
@@ -61,7 +62,7 @@ impl Tail {
 fn last_line(output: &[u8]) -> String {
     let output = String::from_utf8_lossy(output);
     let line = output.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or_default();
-    line.chars().take(LONGEST_LINE).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    one_line(line, LONGEST_LINE)
 }
 
 #[cfg(test)]

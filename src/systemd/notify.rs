@@ -1,5 +1,6 @@
 //! What the service manager is told (sd_notify(3)). Without `NOTIFY_SOCKET` all of this does nothing.
 
+use crate::text::one_line;
 use sd_notify::NotifyState;
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ pub fn watchdog_interval() -> Option<Duration> {
 
 /// A line feed would begin another assignment, and of more than 4 KiB systemd takes nothing, READY included.
 fn line(text: &str) -> String {
-    text.chars().take(LONGEST).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    one_line(text, LONGEST)
 }
 
 fn send(states: &[NotifyState<'_>]) {

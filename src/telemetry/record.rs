@@ -1,6 +1,6 @@
 //! One event with everything around it, and how it reads.
 
-use super::text::line;
+use crate::text::line;
 use anstyle::{AnsiColor, Style};
 use serde_json::{Map, Value};
 use std::{

@@ -12,6 +12,7 @@ use crate::{
         google::rpc,
     },
     publish::{grpc::Framed, offer::TYPE_URL},
+    text::one_line,
 };
 use prost::Message;
 use tonic::Status;
@@ -107,13 +108,9 @@ fn known(names: &[String]) -> Vec<Name> {
 
 /// A name for status and journal, so at a bounded length and without line breaks.
 fn node(consumer: Consumer) -> String {
-    printable(&consumer.id, 128)
+    one_line(&consumer.id, 128)
 }
 
 fn refusal(status: rpc::Status) -> String {
-    printable(&status.message, 512)
-}
-
-fn printable(text: &str, most: usize) -> String {
-    text.chars().take(most).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    one_line(&status.message, 512)
 }
